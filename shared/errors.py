@@ -1,0 +1,79 @@
+"""Every error that Tandem raises for input that is not its own.
+
+::
+
+    TandemError
+    ├── ConfigurationError        a flag, setting or file that the user can mend
+    │   └── BundleError           a bundle that is missing, damaged or of another version
+    ├── InvalidMessageError       a message whose fields do not hold together
+    │   └── CodecError            a tensor payload that cannot be decoded
+    ├── SessionError              one session ended; every other goes on
+    │   ├── FingerprintMismatchError   edge and cloud hold different bundles
+    │   ├── ContextGapError       context that does not join what the cloud holds
+    │   └── BudgetExceededError   a size or count limit of the cloud was reached
+    ├── AuthenticationError       a token or certificate was refused
+    ├── CloudUnavailableError     the cloud cannot be reached (after bounded retries)
+    └── DeadlineExceededError     the cloud did not answer in time
+
+``assert`` is kept for invariants of our own.  ``exit_code`` is what the command line returns.
+"""
+
+from __future__ import annotations
+
+
+class TandemError(Exception):
+    """Base of every typed error; the message says what happened and what to do."""
+
+    exit_code = 1
+
+
+class ConfigurationError(TandemError):
+    """A flag, setting or file that the user can mend."""
+
+    exit_code = 2
+
+
+class BundleError(ConfigurationError):
+    """A bundle that is missing, damaged or of another version."""
+
+
+class InvalidMessageError(TandemError):
+    """A message whose fields do not hold together."""
+
+
+class CodecError(InvalidMessageError):
+    """A tensor payload that cannot be decoded within its declared shape and limits."""
+
+
+class SessionError(TandemError):
+    """One session ended; every other goes on."""
+
+
+class FingerprintMismatchError(SessionError):
+    """Edge and cloud hold different bundles."""
+
+    exit_code = 2
+
+
+class ContextGapError(SessionError):
+    """Context that does not join what the cloud holds."""
+
+
+class BudgetExceededError(SessionError):
+    """A size or count limit of the cloud was reached."""
+
+
+class AuthenticationError(TandemError):
+    """A token or certificate was refused."""
+
+    exit_code = 3
+
+
+class CloudUnavailableError(TandemError):
+    """The cloud cannot be reached (after bounded retries)."""
+
+    exit_code = 4
+
+
+class DeadlineExceededError(CloudUnavailableError):
+    """The cloud did not answer in time."""

@@ -1,0 +1,117 @@
+"""Choosing a token from logits, the same way on both sides of the wire.
+
+Sampling is Gumbel-max (Gumbel 1954; Maddison et al. 2014): the token that maximises
+``logit / temperature + noise`` is an exact draw from the softmax.  The noise comes from the
+counter-based generator Philox (Salmon et al. 2011), keyed by ``(seed, position)``: edge and cloud
+draw the same token from the same logits, and a replay draws it again.  Only Philox's raw words are
+used, since numpy promises them, unlike its float streams, across releases.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import ConfigurationError
+
+FloatArray = npt.NDArray[np.float32]
+TokenIds = npt.NDArray[np.int32]
+
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: temperature 0 is greedy; ``top_p`` in (0, 1]; ``seed`` 64 bits."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= 100.0):
+            raise ConfigurationError(f"temperature {self.temperature} is not within [0, 100]")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigurationError(f"top_p {self.top_p} is not within (0, 1]")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigurationError(f"seed {self.seed} is not an unsigned 64-bit number")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token and its natural log-probability under the logits at temperature 1."""
+
+    token_id: int
+    logprob: float
+
+
+def choose_token(
+    logits: FloatArray,
+    sampling: Sampling,
+    position: int,
+    *,
+    vocabulary_ids: TokenIds | None = None,
+    vocabulary_size: int | None = None,
+) -> Choice:
+    """Draw the token at ``position``.
+
+    Args:
+        logits: ``[rows]`` float32, unnormalised.
+        position: index of the token to draw; with the seed it determines the noise.
+        vocabulary_ids: ``[rows]`` int32, rising: token id of each row where the head covers a part
+            of the vocabulary; noise is that of the token, not of the row.
+        vocabulary_size: size of the full vocabulary; needed with ``vocabulary_ids``.
+    """
+    if sampling.greedy:
+        row = int(np.argmax(logits))
+    else:
+        noise = gumbel_noise(sampling.seed, position, vocabulary_size or logits.shape[0])
+        if vocabulary_ids is not None:
+            noise = noise[vocabulary_ids]
+        scaled = logits.astype(np.float64) / sampling.temperature
+        if sampling.top_p < 1.0:
+            scaled = np.where(_nucleus(scaled, sampling.top_p), scaled, -np.inf)
+        row = int(np.argmax(scaled + noise))
+    token = row if vocabulary_ids is None else int(vocabulary_ids[row])
+    return Choice(token, log_probability(logits, row))
+
+
+def log_probability(logits: FloatArray, row: int) -> float:
+    """Natural log of the softmax of ``logits`` (``[rows]``) at ``row``."""
+    peak = float(logits.max())
+    total = float(np.exp(logits - peak, dtype=np.float32).sum(dtype=np.float64))
+    return float(logits[row]) - peak - math.log(total)
+
+
+def gumbel_noise(seed: int, position: int, count: int) -> npt.NDArray[np.float64]:
+    """``[count]`` standard Gumbel variates that depend on ``(seed, position)`` alone."""
+    # counter word 0 is what Philox itself counts up, so the position takes word 1
+    philox = np.random.Philox(
+        key=np.array([seed, 0x74616E64656D], dtype=np.uint64),
+        counter=np.array([0, position, 0, 0], dtype=np.uint64),
+    )
+    words = philox.random_raw(count) >> np.uint64(11)
+    uniform = (words.astype(np.float64) + 0.5) * 2.0**-53  # inside (0, 1), never at its ends
+    return np.asarray(-np.log(-np.log(uniform)))
+
+
+def _nucleus(scaled: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
+    """Mask of the smallest set of most probable rows whose probability reaches ``top_p``
+    (Holtzman et al., arXiv 1904.09751); ties are kept in row order."""
+    weights = np.exp(scaled - scaled.max())
+    order = np.argsort(-weights, kind="stable")
+    cumulative = np.cumsum(weights[order]) / weights.sum()
+    keep = np.zeros(scaled.shape[0], dtype=np.bool_)
+    keep[order[: int(np.searchsorted(cumulative, top_p)) + 1]] = True
+    return keep
