@@ -1,0 +1,84 @@
+# make demo   everything from nothing: environment, model, cloud and edge, a real conversation
+# make test   everything that CI runs: ruff, mypy, protos, unit to real-model tests
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+TEST_BUNDLE := build/test-bundle
+PROTO := protos/tandem/v1/collaboration.proto
+PYTEST_ARGS ?=
+
+.PHONY: help demo test quick lint format bundle test-bundle protos clean
+
+help:
+	@echo "make demo        install, prepare the model, run a cloud and an edge, talk to them"
+	@echo "make test        install, then ruff, mypy and every test"
+	@echo "make quick       the tests that need no model"
+	@echo "make lint        ruff and mypy alone;  make format  ruff's formatter"
+	@echo "make bundle      prepare the default model into the user's cache"
+	@echo "make protos      compile protos/ (needs the registries)"
+	@echo "make clean       remove $(VENV) and build/ (the user's cache stays)"
+
+demo: $(VENV)/.installed-run bundle
+	@$(BIN)/tandem demo
+
+test: lint test-bundle
+	@echo "== tests"
+	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+quick: $(VENV)/.installed-dev
+	@$(BIN)/python -m pytest -m "not model and not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+bundle: $(VENV)/.installed-run
+	@echo "== model"
+	@$(BIN)/tandem prepare
+
+test-bundle: $(VENV)/.installed-dev
+	@echo "== model for the tests"
+	@$(BIN)/tandem prepare --bundle $(TEST_BUNDLE) --full-depth \
+		--precision float32 --precision int8 --precision int4
+
+# Compiled by an older protoc than the newest, in an environment of its own, so that the generated
+# code runs with every protobuf and grpcio that pyproject.toml allows.
+protos: build/protos-venv/.installed
+	@build/protos-venv/bin/python -m grpc_tools.protoc -I . \
+		--plugin=protoc-gen-mypy=build/protos-venv/bin/protoc-gen-mypy \
+		--python_out=. --grpc_python_out=. --mypy_out=. $(PROTO)
+
+build/protos-venv/.installed:
+	@$(PYTHON) -m venv build/protos-venv
+	@build/protos-venv/bin/pip install --quiet grpcio-tools==1.76.0 mypy-protobuf==3.7.0 \
+		"setuptools<81"
+	@touch $@
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "== environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$@ -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed-run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "== packages (the first time takes a few minutes: torch and onnxruntime are large)"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulator]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "== packages for development"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-run
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
