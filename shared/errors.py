@@ -6,14 +6,18 @@
     ├── ConfigurationError        a flag, setting or file that the user can mend
     │   └── BundleError           a bundle that is missing, damaged or of another version
     ├── InvalidMessageError       a message whose fields do not hold together
-    │   └── CodecError            a tensor payload that cannot be decoded
+    │   ├── CodecError            a tensor payload that cannot be decoded
+    │   └── ProtocolVersionError  edge and cloud speak different versions of the protocol
     ├── SessionError              one session ended; every other goes on
     │   ├── FingerprintMismatchError   edge and cloud hold different bundles
     │   ├── ContextGapError       context that does not join what the cloud holds
-    │   └── BudgetExceededError   a size or count limit of the cloud was reached
+    │   ├── BudgetExceededError   a size or count limit of the cloud was reached
+    │   ├── SessionTakenOverError another stream goes on with the session
+    │   └── CloudInternalError    a fault of the cloud's own; its log says which
     ├── AuthenticationError       a token or certificate was refused
-    ├── CloudUnavailableError     the cloud cannot be reached (after bounded retries)
-    └── DeadlineExceededError     the cloud did not answer in time
+    └── CloudUnavailableError     the cloud cannot be reached (after bounded retries)
+        ├── CloudShuttingDownError     the cloud drains and takes no new work
+        └── DeadlineExceededError      the cloud did not answer in time
 
 ``assert`` is kept for invariants of our own.  ``exit_code`` is what the command line returns.
 """
@@ -45,6 +49,12 @@ class CodecError(InvalidMessageError):
     """A tensor payload that cannot be decoded within its declared shape and limits."""
 
 
+class ProtocolVersionError(InvalidMessageError):
+    """Edge and cloud speak different versions of the protocol."""
+
+    exit_code = 2
+
+
 class SessionError(TandemError):
     """One session ended; every other goes on."""
 
@@ -63,6 +73,14 @@ class BudgetExceededError(SessionError):
     """A size or count limit of the cloud was reached."""
 
 
+class SessionTakenOverError(SessionError):
+    """Another stream goes on with the session; this one ended."""
+
+
+class CloudInternalError(SessionError):
+    """A fault of the cloud's own ended the session; the cloud's log says which."""
+
+
 class AuthenticationError(TandemError):
     """A token or certificate was refused."""
 
@@ -73,6 +91,10 @@ class CloudUnavailableError(TandemError):
     """The cloud cannot be reached (after bounded retries)."""
 
     exit_code = 4
+
+
+class CloudShuttingDownError(CloudUnavailableError):
+    """The cloud drains and takes no new work."""
 
 
 class DeadlineExceededError(CloudUnavailableError):

@@ -5,7 +5,7 @@ import warnings
 
 from protos.tandem.v1 import collaboration_pb2 as protos_dot_tandem_dot_v1_dot_collaboration__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class CollaborationStub:
+class CollaborationStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -41,7 +41,7 @@ class CollaborationStub:
                 _registered_method=True)
 
 
-class CollaborationServicer:
+class CollaborationServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Session(self, request_iterator, context):
@@ -66,7 +66,7 @@ def add_CollaborationServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Collaboration:
+class Collaboration(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod

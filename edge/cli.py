@@ -1,0 +1,112 @@
+"""``tandem generate``: one prompt, one answer, coloured by where each word came from."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge import options as opt
+from edge.cloud_channel import CloudEndpoint
+from edge.context_source import ContextCodec
+from edge.generation import Mode
+
+if TYPE_CHECKING:
+    from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+
+_EPILOG = """
+**Examples**
+
+    tandem generate "Why is the sky blue?"
+
+    tandem generate "Why is the sky blue?" --cloud localhost:7070 --threshold 0.9
+
+    tandem generate "Name three rivers." --cloud localhost:7070 --mode cloud-only --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the edge's commands to ``tandem``."""
+    app.command(epilog=_EPILOG)(generate)
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask; '-' reads standard input.")],
+    mode: Annotated[
+        Mode | None,
+        typer.Option(
+            "--mode",
+            help="Who decides. [default: collaborative with --cloud, else standalone]",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: opt.Threshold = 0.8,
+    max_tokens: opt.MaxTokens = 256,
+    temperature: opt.Temperature = 0.0,
+    top_p: opt.TopP = 1.0,
+    seed: opt.Seed = None,
+    cloud: opt.Cloud = None,
+    context: opt.Context = ContextCodec.FP16,
+    no_exits: opt.NoExits = False,
+    system: Annotated[
+        str | None, typer.Option("--system", help="System message, instead of the model's own.")
+    ] = None,
+    bundle: opt.Bundle = None,
+    precision: opt.Precision = opt.DEFAULT_PRECISION,
+    threads: opt.Threads = None,
+    token: opt.Token = None,
+    cloud_ca: opt.CloudCa = None,
+    client_cert: opt.Certificate = None,
+    client_key: opt.Key = None,
+    plaintext_token: opt.PlaintextToken = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of text.")
+    ] = False,
+) -> None:
+    """Answer PROMPT on this device, asking the cloud for the words it is unsure of."""
+    from edge.engine import EdgeEngine, GenerationOptions  # noqa: PLC0415
+    from shared.chat import Message  # noqa: PLC0415
+
+    endpoint = cloud and CloudEndpoint(
+        cloud, token, cloud_ca, client_cert, client_key, plaintext_token
+    )
+    options = GenerationOptions(
+        mode=opt.choose_mode(mode, cloud),
+        threshold=threshold,
+        max_tokens=max_tokens,
+        sampling=opt.make_sampling(temperature, top_p, seed),
+        context=context,
+        use_exits=not no_exits,
+    )
+    engine = EdgeEngine(
+        opt.load_bundle(bundle), precision, threads=threads, endpoint=endpoint or None
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    messages = [Message("user", text)]
+    if system is not None:
+        messages.insert(0, Message("system", system))
+    try:
+        result = asyncio.run(_answer(engine, engine.encode_chat(messages), options, not as_json))
+    finally:
+        engine.close()
+    if as_json:
+        print(json.dumps(result.as_record(), ensure_ascii=False))
+
+
+async def _answer(
+    engine: EdgeEngine, prompt_ids: tuple[int, ...], options: GenerationOptions, show: bool
+) -> GenerationResult:
+    from edge.token_display import TokenDisplay  # noqa: PLC0415
+
+    if not show:
+        return await engine.generate(prompt_ids, options)
+    generation = engine.generation(prompt_ids, options)
+    display = TokenDisplay(engine)
+    async for token in generation.run():
+        display.show(token)
+    result = generation.result()
+    display.finish(result)
+    return result

@@ -1,0 +1,90 @@
+"""Where the cloud is and how to reach it: address, TLS, token, deadlines."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from shared.errors import ConfigurationError
+
+_ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$")
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+
+@dataclass(frozen=True)
+class CloudEndpoint:
+    """How the edge reaches its cloud.
+
+    Attributes:
+        address: ``HOST:PORT``.
+        token: bearer token; sent over TLS, or in the clear to loopback alone.
+        ca: PEM file of the authority that signed the cloud's certificate; turns TLS on.
+        certificate, key: PEM files of the edge's own certificate, where the cloud asks for one.
+        plaintext_token: send the token in the clear to other machines too.
+        answer_seconds: how long to wait for a decision before the connection is given up.
+        give_up_seconds: how long to go on reconnecting without a word from the cloud.
+    """
+
+    address: str
+    token: str | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    plaintext_token: bool = False
+    answer_seconds: float = 15.0
+    give_up_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        match = _ADDRESS.match(self.address)
+        if not match or not 0 < int(match[2]) < 65536:
+            raise ConfigurationError(f"{self.address!r} is not HOST:PORT")
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigurationError("a client certificate and its key come together")
+        if self.certificate and not self.ca:
+            raise ConfigurationError("a client certificate needs TLS: name the cloud's CA as well")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise ConfigurationError("the cloud token holds characters that no token has")
+        exposed = self.token and not self.ca and not self.address.startswith(_LOOPBACK)
+        if exposed and not self.plaintext_token:
+            raise ConfigurationError(
+                "the token would travel in the clear: name the cloud's CA (--cloud-ca), or say "
+                "--plaintext-token on a network that you trust"
+            )
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """gRPC metadata of every call."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+    def channel(self) -> grpc.aio.Channel:
+        """A new channel; raise :class:`ConfigurationError` for certificates that do not load."""
+        options = [
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # reconnecting is the session's business, with its own back-off
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        if not self.ca:
+            return grpc.aio.insecure_channel(self.address, options=options)
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=_read(self.ca),
+            private_key=_read(self.key) if self.key else None,
+            certificate_chain=_read(self.certificate) if self.certificate else None,
+        )
+        return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    if b"-----BEGIN" not in data:
+        raise ConfigurationError(f"{path} is not a PEM file")
+    return data

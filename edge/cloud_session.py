@@ -1,0 +1,376 @@
+"""One session with the cloud: upload in the background, decisions on request, replay after a break.
+
+The edge offers context as it comes; a sender task forwards it while the edge goes on.  The
+connection may break at any time: a new one asks the cloud what it still holds, and only the
+difference, and the questions without an answer, travel again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeAlias
+
+import grpc
+import grpc.aio
+
+from edge.cloud_channel import CloudEndpoint
+from protos.tandem.v1 import collaboration_pb2 as pb
+from protos.tandem.v1.collaboration_pb2_grpc import CollaborationStub
+from shared.clock import Clock, monotonic
+from shared.errors import (
+    AuthenticationError,
+    BudgetExceededError,
+    CloudUnavailableError,
+    DeadlineExceededError,
+    InvalidMessageError,
+    TandemError,
+)
+from shared.messages import (
+    PROTOCOL_VERSION,
+    SESSION_ID_BYTES,
+    Close,
+    Closed,
+    CloudMessage,
+    Context,
+    ContextKind,
+    Decision,
+    EdgeMessage,
+    ErrorReply,
+    Escalate,
+    Open,
+    Opened,
+    Truncate,
+    cloud_message_from_proto,
+    edge_message_to_proto,
+    error_of,
+)
+from shared.sampling import Sampling
+from shared.tensor_codec import EncodedTensor
+
+# gRPC's 5-byte prefix and one HTTP/2 frame header of 9 bytes
+_FRAMING_BYTES = 14
+_MAX_ROWS = 256
+
+_Call: TypeAlias = Any  # grpc.aio.StreamStreamCall; grpc ships no types
+
+
+class ContextSource(Protocol):
+    """What the edge knows of its tokens, ready for the wire, for as long as the session lives."""
+
+    kind: ContextKind
+    bytes_per_position: int
+
+    def payload(self, start: int, stop: int) -> EncodedTensor | tuple[int, ...]:
+        """Context of positions ``start`` to ``stop - 1``."""
+        ...
+
+
+@dataclass
+class _Question:
+    """An escalation and its answers; it is asked again on a new connection."""
+
+    position: int
+    burst: int
+    answers: asyncio.Queue[Decision] = field(default_factory=asyncio.Queue)
+    answered: int = 0
+    asked: bool = False  # on the connection at hand
+
+
+@dataclass
+class WireCounter:
+    """Bytes of messages, gRPC and HTTP/2 framing included, connection set-up left out."""
+
+    uploaded: int = 0
+    downloaded: int = 0
+
+
+class CloudSession:
+    """An ``async with`` block around one generation's dealings with the cloud."""
+
+    def __init__(
+        self,
+        endpoint: CloudEndpoint,
+        fingerprint: str,
+        sampling: Sampling,
+        source: ContextSource,
+        *,
+        clock: Clock = monotonic,
+    ) -> None:
+        self.wire = WireCounter()
+        self.closed: Closed | None = None
+        self.reconnects = 0
+        self._endpoint = endpoint
+        self._source = source
+        self._clock = clock
+        self._open = Open(
+            PROTOCOL_VERSION,
+            secrets.token_bytes(SESSION_ID_BYTES),
+            fingerprint,
+            sampling,
+            source.kind,
+        )
+        self._step = 0
+        self._offered = 0
+        self._sent = 0
+        self._unsent_truncation: int | None = None
+        # until a later answer proves that the cloud has forgotten what lies behind it
+        self._unproven_truncation: int | None = None
+        self._truncation_step = 0
+        self._questions: dict[int, _Question] = {}
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._call: _Call | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._channel = self._endpoint.channel()
+        self._stub = CollaborationStub(self._channel)  # type: ignore[no-untyped-call]
+        self._task = asyncio.create_task(self._stay_connected(), name="cloud-session")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._task is not None
+        if kind is None and not self._task.done():
+            self._closing = True
+            self._wake.set()
+            await asyncio.wait([self._task], timeout=self._endpoint.answer_seconds)
+        self._task.cancel()
+        # whatever the session died of was told to whoever waited for a decision
+        with contextlib.suppress(asyncio.CancelledError, TandemError):
+            await self._task
+        await self._channel.close()
+
+    def offer(self, positions: int) -> None:
+        """Context 0 .. ``positions`` - 1 may be sent; returns at once."""
+        assert positions >= self._offered
+        self._offered = positions
+        self._wake.set()
+
+    def truncate(self, positions: int) -> None:
+        """Forget context from ``positions`` on, here and in the cloud."""
+        assert positions <= self._offered
+        assert not self._questions
+        self._offered = positions
+        self._unsent_truncation = _lower(positions, self._unsent_truncation)
+        self._unproven_truncation = _lower(positions, self._unproven_truncation)
+        self._wake.set()
+
+    async def decide(self, position: int) -> Decision:
+        """The cloud's token at ``position``; raises a typed error where none can be had."""
+        async for decision in self.decide_burst(position, 0):
+            return decision
+        raise AssertionError("a burst ends after its first decision at the earliest")
+
+    async def decide_burst(self, position: int, burst: int) -> AsyncIterator[Decision]:
+        """The token at ``position`` and up to ``burst`` more that the cloud decodes by itself.
+
+        The caller stops listening at a stop token; it must offer no context in between.
+        """
+        assert position <= self._offered
+        question = _Question(position, burst)
+        self._questions[position] = question
+        self._wake.set()
+        try:
+            for _ in range(burst + 1):
+                yield await self._answer_to(question)
+        finally:
+            del self._questions[position]
+
+    async def _answer_to(self, question: _Question) -> Decision:
+        """Wait for the next answer; a connection that stays silent is replaced by a new one."""
+        assert self._task is not None
+        endpoint = self._endpoint
+        deadline = self._clock() + endpoint.answer_seconds + endpoint.give_up_seconds
+        answer = asyncio.create_task(question.answers.get())
+        try:
+            while True:
+                await asyncio.wait(
+                    [answer, self._task],
+                    timeout=endpoint.answer_seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if answer.done():
+                    return answer.result()
+                if self._task.done():
+                    error = self._task.exception()
+                    raise error or CloudUnavailableError("the session with the cloud has ended")
+                if self._clock() >= deadline:
+                    raise DeadlineExceededError(
+                        f"the cloud at {endpoint.address} did not decide position "
+                        f"{question.position + question.answered} in time"
+                    )
+                if self._call is not None:
+                    self._call.cancel()
+        finally:
+            answer.cancel()
+
+    async def _stay_connected(self) -> None:
+        """Connect, serve, and reconnect with jittered back-off until closed or given up."""
+        silent_since = self._clock()
+        attempt = 0
+        while True:
+            heard_before = self.wire.downloaded
+            try:
+                return await self._serve_one_connection()
+            except CloudUnavailableError as error:
+                if self.wire.downloaded > heard_before:
+                    silent_since, attempt = self._clock(), 0
+                silence = self._clock() - silent_since
+                if silence >= self._endpoint.give_up_seconds:
+                    raise CloudUnavailableError(
+                        f"no answer from the cloud at {self._endpoint.address} for "
+                        f"{silence:.0f} s ({error})"
+                    ) from error
+            self.reconnects += 1
+            attempt += 1
+            await asyncio.sleep(random.uniform(0.5, 1.0) * min(2.0, 0.05 * 2**attempt))  # noqa: S311
+
+    async def _serve_one_connection(self) -> None:
+        """Open, then send and receive until closed; raises a typed error where it breaks."""
+        for question in self._questions.values():
+            question.asked = False
+        call = self._stub.Session(metadata=self._endpoint.metadata)
+        self._call = call
+        try:
+            opened = await self._open_stream(call)
+            async with asyncio.TaskGroup() as group:
+                sender = group.create_task(self._send(call, opened), name="upload")
+                group.create_task(self._receive(call, sender), name="decisions")
+        except BaseExceptionGroup as errors:
+            typed, rest = errors.split(TandemError)
+            raise (typed or rest or errors).exceptions[0] from None
+        finally:
+            self._call = None
+            call.cancel()
+
+    async def _open_stream(self, call: _Call) -> Opened:
+        try:
+            async with asyncio.timeout(self._endpoint.answer_seconds):
+                with contextlib.suppress(CloudUnavailableError):  # reading tells why
+                    await self._write(call, self._open)
+                opened = (await self._read(call)).body
+        except TimeoutError:
+            raise DeadlineExceededError("the cloud did not open the session in time") from None
+        if not isinstance(opened, Opened):
+            raise InvalidMessageError("the cloud's first message is not Opened")
+        self._sent = min(opened.held_positions, self._offered)
+        self._unsent_truncation = self._unproven_truncation
+        return opened
+
+    async def _send(self, call: _Call, opened: Opened) -> None:
+        """Forward what there is, in order: truncation, context, questions."""
+        room = max(1, (opened.max_message_bytes - 1024) // self._source.bytes_per_position)
+        rows = min(room, _MAX_ROWS)
+        with contextlib.suppress(CloudUnavailableError):  # the receiving task tells why
+            while True:
+                self._wake.clear()
+                if self._unsent_truncation is not None:
+                    at, self._unsent_truncation = self._unsent_truncation, None
+                    self._sent = min(self._sent, at)
+                    self._truncation_step = await self._write(call, Truncate(at))
+                while self._sent < self._offered:
+                    start, stop = self._sent, min(self._offered, self._sent + rows)
+                    if stop > opened.max_positions:
+                        raise BudgetExceededError(
+                            f"the cloud holds {opened.max_positions} positions a session at most"
+                        )
+                    self._sent = stop
+                    await self._write(call, Context(start, self._source.payload(start, stop)))
+                for question in [q for q in self._questions.values() if not q.asked]:
+                    question.asked = True
+                    rest = question.burst - question.answered
+                    await self._write(call, Escalate(question.position + question.answered, rest))
+                if self._closing:
+                    await self._write(call, Close())
+                    return
+                await self._wake.wait()
+
+    async def _receive(self, call: _Call, sender: asyncio.Task[None]) -> None:
+        while True:
+            message = await self._read(call)
+            match message.body:
+                case Decision() as decision:
+                    if message.step > self._truncation_step:
+                        self._unproven_truncation = self._unsent_truncation
+                    self._hand_over(decision)
+                case Closed() as closed:
+                    self.closed = closed
+                    sender.cancel()
+                    return
+                case _:
+                    raise InvalidMessageError("the cloud opened the session twice")
+
+    def _hand_over(self, decision: Decision) -> None:
+        """Give a decision to whoever asked; one that was answered before (a replay) is dropped."""
+        for question in self._questions.values():
+            if question.position + question.answered == decision.position:
+                question.answered += 1
+                question.answers.put_nowait(decision)
+                return
+
+    async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> int:
+        """Send one message; return its step."""
+        self._step += 1
+        message = edge_message_to_proto(EdgeMessage(self._step, body))
+        self.wire.uploaded += message.ByteSize() + _FRAMING_BYTES
+        with _typed_transport_errors():
+            await call.write(message)
+        return self._step
+
+    async def _read(self, call: _Call) -> CloudMessage:
+        with _typed_transport_errors():
+            wire = await call.read()
+            if wire is grpc.aio.EOF:
+                raise _error_of_status(await call.code(), await call.details())
+        assert isinstance(wire, pb.CloudMessage)
+        self.wire.downloaded += wire.ByteSize() + _FRAMING_BYTES
+        message = cloud_message_from_proto(wire)
+        if isinstance(message.body, ErrorReply):
+            raise error_of(message.body)
+        return message
+
+
+@contextlib.contextmanager
+def _typed_transport_errors() -> Iterator[None]:
+    """Turn gRPC's ways of saying that a call is over into errors of ours."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise _error_of_status(error.code(), error.details()) from None
+    except (asyncio.InvalidStateError, grpc.aio.UsageError):
+        raise CloudUnavailableError("the stream has ended") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        # not this task but the call was cancelled, by the watch over silent connections
+        raise DeadlineExceededError("the cloud was silent for too long") from None
+
+
+def _error_of_status(code: grpc.StatusCode, details: str | None) -> TandemError:
+    """What a stream died of that ended without an error message of ours."""
+    text = details or "the stream ended"
+    match code:
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return AuthenticationError(text)
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return BudgetExceededError(text)
+        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED:
+            return InvalidMessageError(text)
+        case _:
+            return CloudUnavailableError(f"{text} ({code.name})")
+
+
+def _lower(position: int, other: int | None) -> int:
+    return position if other is None else min(position, other)

@@ -1,0 +1,111 @@
+"""Command-line options that several commands of the edge share."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from edge.context_source import ContextCodec
+from edge.generation import Mode
+from shared.errors import ConfigurationError
+from shared.model_bundle import ModelBundle, default_bundle_folder
+from shared.sampling import MAX_SEED, Sampling
+
+PrecisionName = Literal["float32", "int8", "int4"]
+DEFAULT_PRECISION: PrecisionName = "int8"
+
+Bundle = Annotated[
+    Path | None,
+    typer.Option(
+        "--bundle",
+        envvar="TANDEM_BUNDLE",
+        help="Folder of a prepared model. [default: what `tandem prepare` wrote]",
+        show_default=False,
+    ),
+]
+Precision = Annotated[
+    PrecisionName, typer.Option("--precision", help="Weights of the edge's layers.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, max=256, help="Threads of the edge. [default: physical cores]"
+    ),
+]
+Cloud = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud", metavar="HOST:PORT", envvar="TANDEM_CLOUD", help="Cloud service to escalate to."
+    ),
+]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", envvar="TANDEM_TOKEN", help="Bearer token that the cloud asks for."),
+]
+CloudCa = Annotated[
+    Path | None,
+    typer.Option("--cloud-ca", help="PEM file of the cloud's certificate authority; turns TLS on."),
+]
+Certificate = Annotated[
+    Path | None, typer.Option("--client-cert", help="PEM certificate to show to the cloud.")
+]
+Key = Annotated[Path | None, typer.Option("--client-key", help="PEM key of that certificate.")]
+PlaintextToken = Annotated[
+    bool,
+    typer.Option("--plaintext-token", help="Send the token without TLS beyond this machine."),
+]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        "--threshold",
+        min=0.0,
+        max=1.0,
+        help="Confidence from which an exit's token is accepted.",
+    ),
+]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
+Context = Annotated[
+    ContextCodec,
+    typer.Option(
+        "--context",
+        help="How context travels: hidden states in that format, or token ids (the cloud sees "
+        "the words).",
+    ),
+]
+NoExits = Annotated[
+    bool, typer.Option("--no-exits", help="Ask the cloud for every token (collaborative mode).")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, max=100.0, help="0 takes the best token.")
+]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus; 1 keeps all.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", min=0, max=MAX_SEED, help="Seed of sampling. [default: a new one each time]"
+    ),
+]
+
+
+def load_bundle(folder: Path | None) -> ModelBundle:
+    """The bundle that ``--bundle`` names, or the default one."""
+    return ModelBundle.load(folder or default_bundle_folder())
+
+
+def choose_mode(mode: Mode | None, cloud: str | None) -> Mode:
+    """``--mode``, or what fits: collaborative where a cloud is named, else standalone."""
+    if mode is not None:
+        return mode
+    return Mode.COLLABORATIVE if cloud else Mode.STANDALONE
+
+
+def make_sampling(temperature: float, top_p: float, seed: int | None) -> Sampling:
+    """Validated sampling; greedy choices need no seed."""
+    if top_p == 0.0:
+        raise ConfigurationError("--top-p must be above 0")
+    if seed is None:
+        seed = secrets.randbits(64) if temperature else 0
+    return Sampling(temperature, top_p, seed)

@@ -1,0 +1,88 @@
+"""The ``tandem`` command: each part brings its own sub-commands through an entry point.
+
+Parts register under the group ``tandem.commands`` in ``pyproject.toml``, so this module imports
+none of them; a part whose extra is not installed says so when it is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from importlib.metadata import EntryPoint, entry_points, version
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from shared.errors import TandemError
+
+_GROUP = "tandem.commands"
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def build_app() -> typer.Typer:
+    """The command with everything that the installed parts register."""
+    app = typer.Typer(
+        name="tandem",
+        help="Edge-cloud collaborative LLM inference: a small device answers what it is sure of "
+        "and asks a bigger machine for the rest.",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for point in sorted(entry_points(group=_GROUP), key=lambda point: point.name):
+        _register(app, point)
+    return app
+
+
+def _say_version(on: bool) -> None:
+    if on:
+        print(f"tandem {version('tandem')}")
+        raise typer.Exit
+
+
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", callback=_say_version),
+    ] = False,
+) -> None:
+    """Options of ``tandem`` itself."""
+
+
+def _register(app: typer.Typer, point: EntryPoint) -> None:
+    """Let a part add its commands; their heavy imports wait until they run."""
+    point.load()(app)
+
+
+def main() -> None:
+    """Run the command; typed errors become one line and their exit code."""
+    errors = Console(stderr=True, highlight=False)
+    try:
+        build_app()()
+    except TandemError as error:
+        errors.print(f"[bold red]error:[/] {_plain(str(error))}")
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if missing in sys.stdlib_module_names or missing == "":
+            raise
+        errors.print(
+            f"[bold red]error:[/] this command needs the package {missing!r}, which belongs to an "
+            "extra that is not installed: pip install 'tandem\\[edge]', 'tandem\\[cloud]' or "
+            "'tandem\\[prepare]'"
+        )
+        sys.exit(2)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        errors.print("interrupted")
+        sys.exit(_INTERRUPTED)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()
