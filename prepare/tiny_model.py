@@ -11,7 +11,7 @@ import hashlib
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from prepare.base_model import EMBEDDING, FINAL_NORM, BaseModel, layer_names
+from prepare.base_model import EMBEDDING, FINAL_NORM, BaseModel, FloatArray, layer_names
 from shared.model_bundle import Architecture, Source
 
 TINY_ARCHITECTURE = Architecture(
@@ -37,8 +37,9 @@ def tiny_model(seed: int = 0, architecture: Architecture = TINY_ARCHITECTURE) ->
     rng = np.random.default_rng(seed)
     arch = architecture
 
-    def matrix(rows: int, columns: int, gain: float = 1.0) -> np.ndarray:
-        return (rng.standard_normal((rows, columns)) * gain / columns**0.5).astype(np.float32)
+    def matrix(rows: int, columns: int, gain: float = 1.0) -> FloatArray:
+        values = rng.standard_normal((rows, columns)) * gain / columns**0.5
+        return np.asarray(values, np.float32)
 
     weights = {
         EMBEDDING: matrix(arch.vocabulary_size, arch.hidden_size, gain=2.0),

@@ -162,6 +162,8 @@ class Manifest(_Frozen):
     exits: tuple[ExitInfo, ...] = Field(max_length=8)
     edge: dict[Precision, EdgeGraphs]
     cloud: CloudModel | None = None
+    # what the bundle was made from, so that preparing it again can tell that nothing changed
+    recipe: Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
