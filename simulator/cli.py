@@ -1,0 +1,179 @@
+"""``tandem demo`` and ``tandem evaluate``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from edge import options as opt
+from edge.cloud_channel import CloudEndpoint
+from edge.context_source import ContextCodec
+from edge.generation import Mode
+from shared.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from edge.engine import EdgeEngine, GenerationOptions
+    from shared.model_bundle import ModelBundle
+    from simulator.evaluation import Evaluation
+
+_DEMO_EPILOG = """
+**Examples**
+
+    tandem demo
+
+    tandem demo --max-tokens 32 --threshold 0.9 "Tell me a joke."
+"""
+_EVALUATE_EPILOG = """
+**Examples**
+
+    tandem evaluate --prompts prompts.jsonl --limit 10 --max-tokens 64
+
+    tandem evaluate --prompts prompts.jsonl --mode standalone --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands that run edge and cloud together."""
+    app.command(epilog=_DEMO_EPILOG)(demo)
+    app.command(epilog=_EVALUATE_EPILOG)(evaluate)
+
+
+def demo(
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts to run. [default: three of its own]")
+    ] = None,
+    threshold: opt.Threshold = 0.8,
+    max_tokens: opt.MaxTokens = 48,
+    context: opt.Context = ContextCodec.FP16,
+    bundle: opt.Bundle = None,
+    precision: opt.Precision = opt.DEFAULT_PRECISION,
+) -> None:
+    """Run a cloud and an edge on this machine and talk to them in all three modes."""
+    from edge.engine import GenerationOptions  # noqa: PLC0415
+    from simulator.demo import PROMPTS, closing_table, run_demo  # noqa: PLC0415
+
+    console = Console(highlight=False, soft_wrap=True)
+    options = GenerationOptions(
+        Mode.COLLABORATIVE, threshold=threshold, max_tokens=max_tokens, context=context
+    )
+
+    async def run() -> None:
+        console.print("starting the cloud on loopback …")
+        async with _engine(opt.load_bundle(bundle), precision, None, None) as engine:
+            assert engine.endpoint is not None
+            console.print(f"cloud at {engine.endpoint.address}; this process is the edge")
+            await asyncio.to_thread(engine.load_model)
+            outcomes = await run_demo(engine, options, prompts or PROMPTS, console)
+            console.print(closing_table(engine, outcomes))
+
+    asyncio.run(run())
+
+
+def evaluate(
+    prompts: Annotated[
+        Path, typer.Option("--prompts", help="JSONL; each line holds prompt or turns.")
+    ],
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="First so many only.")] = None,
+    max_tokens: opt.MaxTokens = 128,
+    threshold: opt.Threshold = 0.8,
+    mode: Annotated[Mode, typer.Option("--mode", help="Who decides.")] = Mode.COLLABORATIVE,
+    context: opt.Context = ContextCodec.FP16,
+    no_exits: opt.NoExits = False,
+    cloud: opt.Cloud = None,
+    token: opt.Token = None,
+    cloud_ca: opt.CloudCa = None,
+    bundle: opt.Bundle = None,
+    precision: opt.Precision = opt.DEFAULT_PRECISION,
+    threads: opt.Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare Tandem's text with the full model's own greedy continuation.
+
+    Without --cloud, a cloud is started on this machine.
+    """
+    from edge.engine import GenerationOptions  # noqa: PLC0415
+
+    options = GenerationOptions(
+        mode,
+        threshold=threshold,
+        max_tokens=max_tokens,
+        context=context,
+        use_exits=not no_exits,
+    )
+    endpoint = CloudEndpoint(cloud, token, cloud_ca) if cloud else None
+    loaded = opt.load_bundle(bundle)
+    report = asyncio.run(_evaluate(loaded, precision, threads, endpoint, options, prompts, limit))
+    if as_json:
+        print(json.dumps(asdict(report)))
+        return
+    for name, value in asdict(report).items():
+        shown = (
+            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        )
+        print(f"{name:<26} {shown}")
+
+
+async def _evaluate(
+    bundle: ModelBundle,
+    precision: opt.PrecisionName,
+    threads: int | None,
+    endpoint: CloudEndpoint | None,
+    options: GenerationOptions,
+    path: Path,
+    limit: int | None,
+) -> Evaluation:
+    from rich.progress import Progress  # noqa: PLC0415
+
+    from shared.chat import Message  # noqa: PLC0415
+    from shared.prompt_file import read_exchanges  # noqa: PLC0415
+    from simulator.evaluation import evaluate as run  # noqa: PLC0415
+
+    exchanges = read_exchanges(path, limit)
+    async with _engine(bundle, precision, threads, endpoint) as engine:
+        encoded = [engine.encode_chat([Message("user", e.prompt)]) for e in exchanges]
+        _check_room(encoded, options, bundle)
+        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("prompts", total=len(encoded))
+            return await run(engine, encoded, options, lambda: progress.advance(task))
+
+
+def _check_room(
+    encoded: Sequence[Sequence[int]], options: GenerationOptions, bundle: ModelBundle
+) -> None:
+    """Say at once, not after an hour, that a prompt is too long."""
+    room = bundle.manifest.architecture.max_positions - options.max_tokens
+    for number, ids in enumerate(encoded, start=1):
+        if len(ids) > room:
+            raise ConfigurationError(f"prompt {number} has {len(ids)} tokens; {room} fit")
+
+
+@asynccontextmanager
+async def _engine(
+    bundle: ModelBundle,
+    precision: opt.PrecisionName,
+    threads: int | None,
+    endpoint: CloudEndpoint | None,
+) -> AsyncIterator[EdgeEngine]:
+    """An edge and its cloud: the one at ``endpoint``, or one that is started here."""
+    from edge.engine import EdgeEngine  # noqa: PLC0415
+    from simulator.local_cloud import LocalCloud  # noqa: PLC0415
+
+    if endpoint is not None:
+        engine = EdgeEngine(bundle, precision, threads=threads, endpoint=endpoint)
+        try:
+            yield engine
+        finally:
+            engine.close()
+        return
+    async with LocalCloud(bundle.folder) as cloud:
+        async with _engine(bundle, precision, threads, CloudEndpoint(cloud.address)) as engine:
+            yield engine

@@ -1,0 +1,111 @@
+"""``tandem demo``: a cloud and an edge on loopback, real prompts in each mode, a closing table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+
+from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+from edge.generation import Mode
+from edge.token_display import TokenDisplay, style_of
+from shared.chat import Message
+from simulator.evaluation import PromptOutcome, evaluate_prompt, summarize
+
+PROMPTS = (
+    "Why is the sky blue? Answer in two sentences.",
+    "Write a short poem about a lighthouse.",
+    "A train travels 60 km in 45 minutes. What is its speed in km/h?",
+)
+_TITLES = {
+    Mode.CLOUD_ONLY: "the cloud alone (the full model)",
+    Mode.COLLABORATIVE: "edge and cloud together",
+    Mode.STANDALONE: "the edge alone (no network)",
+}
+
+
+@dataclass(frozen=True)
+class ModeOutcome:
+    """All prompts in one mode."""
+
+    options: GenerationOptions
+    outcomes: Sequence[PromptOutcome]
+
+
+async def run_demo(
+    engine: EdgeEngine, options: GenerationOptions, prompts: Sequence[str], console: Console
+) -> list[ModeOutcome]:
+    """Talk in each mode, token by token, then check every answer against the full model."""
+    encoded = [engine.encode_chat([Message("user", prompt)]) for prompt in prompts]
+    answers: dict[Mode, list[GenerationResult]] = {}
+    for mode, title in _TITLES.items():
+        console.rule(f"[bold]{title}")
+        wanted = replace(options, mode=mode)
+        answers[mode] = [
+            await _speak(engine, prompt, ids, wanted, console)
+            for prompt, ids in zip(prompts, encoded, strict=True)
+        ]
+    console.print(_legend(engine))
+    outcomes = []
+    with console.status("holding every answer against the full model's …"):
+        for mode, spoken in answers.items():
+            wanted = replace(options, mode=mode)
+            checked = [
+                replace(await evaluate_prompt(engine, ids, wanted, reference), free=free)
+                for ids, reference, free in zip(
+                    encoded, answers[Mode.CLOUD_ONLY], spoken, strict=True
+                )
+            ]
+            outcomes.append(ModeOutcome(wanted, checked))
+    return outcomes
+
+
+def closing_table(engine: EdgeEngine, outcomes: Sequence[ModeOutcome]) -> Table:
+    """One row a mode: speed, where tokens came from, bytes, the cloud's work, agreement."""
+    exits = [info.name for info in engine.bundle.manifest.exits]
+    table = Table(title="what it cost", title_justify="left")
+    table.add_column("mode")
+    for heading in ("tokens/s", *exits, "cloud", "B/token up", "B/token down"):
+        table.add_column(heading, justify="right")
+    table.add_column("cloud's layer-work", justify="right")
+    table.add_column("agreement", justify="right")
+    layers = engine.bundle.manifest.architecture.layers
+    for outcome in outcomes:
+        figures = summarize(outcome.outcomes, outcome.options, layers)
+        free = [one.free for one in outcome.outcomes]
+        tokens = max(1, figures.tokens)
+        shares = [f"{figures.origin_shares.get(name, 0.0):.0%}" for name in (*exits, "cloud")]
+        table.add_row(
+            figures.mode,
+            f"{figures.tokens / sum(result.seconds for result in free):.1f}",
+            *shares,
+            f"{figures.uploaded_bytes_per_token:.0f}",
+            f"{sum(result.downloaded_bytes for result in free) / tokens:.0f}",
+            f"{figures.cloud_layer_share:.0%}",
+            f"{figures.agreement:.1%}",
+        )
+    return table
+
+
+async def _speak(
+    engine: EdgeEngine,
+    prompt: str,
+    prompt_ids: Sequence[int],
+    options: GenerationOptions,
+    console: Console,
+) -> GenerationResult:
+    console.print(f"[bold]> {prompt}")
+    generation = engine.generation(prompt_ids, options)
+    display = TokenDisplay(engine, console)
+    async for token in generation.run():
+        display.show(token)
+    result = generation.result()
+    display.finish(result)
+    return result
+
+
+def _legend(engine: EdgeEngine) -> str:
+    names = [*(info.name for info in engine.bundle.manifest.exits), "cloud"]
+    return "words came from: " + "  ".join(f"[{style_of(name)}]{name}[/]" for name in names)
