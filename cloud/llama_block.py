@@ -82,7 +82,8 @@ class LlamaBlock(nn.Module):
         v = self.v(x).unflatten(-1, (-1, size))
         hidden = hidden + self.o(attend(q, k, v).flatten(-2))
         x = self.post_norm(hidden)
-        return hidden + self.down(F.silu(self.gate(x)) * self.up(x))
+        out: Tensor = hidden + self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
@@ -126,11 +127,11 @@ class CloudSession:
         self._closing = False
         self._wake = asyncio.Event()
         self._call: _Call | None = None
+        self._given_up: _Call | None = None  # the call that the watch over silence cancelled
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._channel = self._endpoint.channel()
-        self._stub = CollaborationStub(self._channel)  # type: ignore[no-untyped-call]
         self._task = asyncio.create_task(self._stay_connected(), name="cloud-session")
         return self
 
@@ -168,14 +169,14 @@ class CloudSession:
 
     async def decide(self, position: int) -> Decision:
         """The cloud's token at ``position``; raises a typed error where none can be had."""
-        async for decision in self.decide_burst(position, 0):
-            return decision
-        raise AssertionError("a burst ends after its first decision at the earliest")
+        async with aclosing(self.decide_burst(position, 0)) as decisions:
+            return await anext(decisions)
 
-    async def decide_burst(self, position: int, burst: int) -> AsyncIterator[Decision]:
+    async def decide_burst(self, position: int, burst: int) -> AsyncGenerator[Decision, None]:
         """The token at ``position`` and up to ``burst`` more that the cloud decodes by itself.
 
-        The caller stops listening at a stop token; it must offer no context in between.
+        The caller stops listening at a stop token.  It offers each token that the burst goes on
+        from, so that a new connection can replay it; on this one the cloud has it already.
         """
         assert position <= self._offered
         question = _Question(position, burst)
@@ -211,6 +212,7 @@ class CloudSession:
                         f"{question.position + question.answered} in time"
                     )
                 if self._call is not None:
+                    self._given_up = self._call
                     self._call.cancel()
         finally:
             answer.cancel()
@@ -232,6 +234,10 @@ class CloudSession:
                         f"no answer from the cloud at {self._endpoint.address} for "
                         f"{silence:.0f} s ({error})"
                     ) from error
+                if isinstance(error, DeadlineExceededError):
+                    # the transport below may be half open: another stream on it would be silent too
+                    await self._channel.close()
+                    self._channel = self._endpoint.channel()
             self.reconnects += 1
             attempt += 1
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(2.0, 0.05 * 2**attempt))  # noqa: S311
@@ -240,7 +246,8 @@ class CloudSession:
         """Open, then send and receive until closed; raises a typed error where it breaks."""
         for question in self._questions.values():
             question.asked = False
-        call = self._stub.Session(metadata=self._endpoint.metadata)
+        stub = CollaborationStub(self._channel)  # type: ignore[no-untyped-call]
+        call = stub.Session(metadata=self._endpoint.metadata)
         self._call = call
         try:
             opened = await self._open_stream(call)
@@ -317,6 +324,9 @@ class CloudSession:
             if question.position + question.answered == decision.position:
                 question.answered += 1
                 question.answers.put_nowait(decision)
+                if question.answered <= question.burst:
+                    # the cloud goes on from this token: it need not be sent
+                    self._sent = max(self._sent, decision.position + 1)
                 return
 
     async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> int:
@@ -324,12 +334,12 @@ class CloudSession:
         self._step += 1
         message = edge_message_to_proto(EdgeMessage(self._step, body))
         self.wire.uploaded += message.ByteSize() + _FRAMING_BYTES
-        with _typed_transport_errors():
+        with self._typed_transport_errors(call):
             await call.write(message)
         return self._step
 
     async def _read(self, call: _Call) -> CloudMessage:
-        with _typed_transport_errors():
+        with self._typed_transport_errors(call):
             wire = await call.read()
             if wire is grpc.aio.EOF:
                 raise _error_of_status(await call.code(), await call.details())
@@ -340,22 +350,20 @@ class CloudSession:
             raise error_of(message.body)
         return message
 
-
-@contextlib.contextmanager
-def _typed_transport_errors() -> Iterator[None]:
-    """Turn gRPC's ways of saying that a call is over into errors of ours."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise _error_of_status(error.code(), error.details()) from None
-    except (asyncio.InvalidStateError, grpc.aio.UsageError):
-        raise CloudUnavailableError("the stream has ended") from None
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+    @contextlib.contextmanager
+    def _typed_transport_errors(self, call: _Call) -> Iterator[None]:
+        """Turn gRPC's ways of saying that a call is over into errors of ours."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise _error_of_status(error.code(), error.details()) from None
+        except (asyncio.InvalidStateError, grpc.aio.UsageError):
+            raise CloudUnavailableError("the stream has ended") from None
+        except asyncio.CancelledError:
+            # gRPC says so too where not the task but the call was cancelled
+            if self._given_up is call:
+                raise DeadlineExceededError("the cloud was silent for too long") from None
             raise
-        # not this task but the call was cancelled, by the watch over silent connections
-        raise DeadlineExceededError("the cloud was silent for too long") from None
 
 
 def _error_of_status(code: grpc.StatusCode, details: str | None) -> TandemError:

@@ -223,9 +223,10 @@ class Generation:
         engine, request, options = self._engine, self._request, self._options
         token_ids: list[int] = []
         if options.mode is Mode.CLOUD_ONLY:
-            token_ids.extend(request.prompt_ids)
             self._cloud = await stack.enter_async_context(self._session(TokenSource(token_ids)))
-            return cloud_only_tokens(request, self._cloud, self._statistics)
+            return cloud_only_tokens(
+                request, token_ids, self._cloud, self._statistics, clock=engine.clock
+            )
         model = engine.load_model()
         state = model.open(len(request.prompt_ids) + request.max_tokens)
         if options.mode is Mode.COLLABORATIVE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -160,14 +161,29 @@ class EdgeGeneration:
 
 
 async def cloud_only_tokens(
-    request: GenerationRequest, cloud: CloudSession, statistics: GenerationStatistics
+    request: GenerationRequest,
+    token_ids: list[int],
+    cloud: CloudSession,
+    statistics: GenerationStatistics,
+    *,
+    clock: Clock = monotonic,
 ) -> AsyncIterator[GeneratedToken]:
-    """Plain remote serving, the peer to beat: the prompt goes up, tokens stream down."""
-    cloud.offer(len(request.prompt_ids))
+    """Plain remote serving, the peer to beat: the prompt goes up, tokens stream down.
+
+    ``token_ids`` is what the session reads its context from.
+    """
+    token_ids.extend(request.prompt_ids)
+    cloud.offer(len(token_ids))
     statistics.escalations += 1
-    decisions = cloud.decide_burst(len(request.prompt_ids), request.max_tokens - 1)
-    async for decision in decisions:
-        yield GeneratedToken(decision.token_id, decision.position, "cloud", decision.logprob)
-        if decision.token_id in request.stop_token_ids:
-            await decisions.aclose()  # type: ignore[attr-defined]
-            return
+    waiting_since = clock()
+    burst = cloud.decide_burst(len(request.prompt_ids), request.max_tokens - 1)
+    async with aclosing(burst) as decisions:
+        async for decision in decisions:
+            statistics.stall_seconds += clock() - waiting_since
+            yield GeneratedToken(decision.token_id, decision.position, "cloud", decision.logprob)
+            if decision.token_id in request.stop_token_ids:
+                return
+            token_ids.append(decision.token_id)
+            if decision.position + 1 < len(request.prompt_ids) + request.max_tokens:
+                cloud.offer(len(token_ids))
+            waiting_since = clock()

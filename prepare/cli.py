@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,7 +21,15 @@ from shared.model_bundle import (
 if TYPE_CHECKING:
     from prepare.base_model import BaseModel
 
-PrecisionName = Literal["float32", "int8", "int4"]
+
+class PrecisionName(Enum):
+    """Edge weights, as the command line names them."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 _EXITS_FOLDER = Path(__file__).parent / "exits" / DEFAULT_BUNDLE_NAME
 
 _PREPARE_EPILOG = """
@@ -87,7 +96,7 @@ def prepare(
     folder = bundle or default_bundle_folder()
     exits_folder = exits or _EXITS_FOLDER
     recipe = recipe_of(SMOLLM2.member_sha256, exits_folder)
-    wanted: list[Precision] = list(dict.fromkeys(precision or ["int8"]))
+    wanted: list[Precision] = [name.value for name in precision or [PrecisionName.INT8]]
     old = _existing(folder)
     if old is not None and old.manifest.recipe == recipe:
         # what an up-to-date bundle has besides is kept
@@ -124,6 +133,10 @@ def exits(
     vocabulary: Annotated[
         str, typer.Option("--vocabulary", help="Head rows of each exit; 0 is all of them.")
     ] = "8192,16384",
+    lots: Annotated[
+        int | None,
+        typer.Option("--lots", min=2, help="Lessons to make, in lots of 128. [default: all]"),
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="Longest answer.")] = 144,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the lessons.")] = 6,
     learning_rate: Annotated[float, typer.Option("--learning-rate", min=1e-6, max=1.0)] = 1e-3,
@@ -148,6 +161,7 @@ def exits(
         blocks=_numbers("--blocks", blocks),
         vocabulary=_numbers("--vocabulary", vocabulary),
         max_tokens=max_tokens,
+        lots=lots,
         epochs=epochs,
         learning_rate=learning_rate,
         max_seconds=max_minutes * 60,

@@ -165,9 +165,16 @@ def _tokenizer(reader: Any) -> Tokenizer:
         raise ConfigurationError(f"tokenizer {model}/{pre} is not supported (gpt2/smollm is)")
     tokens: list[str] = _field(reader, "tokenizer.ggml.tokens")
     kinds: list[int] = _field(reader, "tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in _field(reader, "tokenizer.ggml.merges")]
+    merges: list[tuple[str, str]] = []
+    if "tokenizer.ggml.merges" in reader.fields:  # a writer leaves out an empty list
+        for merge in _field(reader, "tokenizer.ggml.merges"):
+            left, _, right = merge.partition(" ")
+            merges.append((left, right))
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise ConfigurationError(f"the tokenizer's merges do not fit: {error}") from None
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

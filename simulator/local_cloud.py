@@ -79,8 +79,8 @@ class LocalCloud:
                 await self.stop()
                 raise CloudUnavailableError(f"the local cloud is silent after {_READY_SECONDS} s")
             await asyncio.sleep(_POLL_SECONDS)
-        self.address = f"127.0.0.1:{int(port_file.read_text())}"
-        self._port = int(port_file.read_text())  # a restart keeps the address
+        self.address = port_file.read_text().strip()
+        self._port = int(self.address.rpartition(":")[2])  # a restart keeps the address
 
     async def stop(self) -> None:
         """Ask it to drain; kill it if it does not."""

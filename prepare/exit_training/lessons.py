@@ -66,9 +66,12 @@ class LessonMaker:
             "base_sha256": self._model.source.sha256,
         }
 
-    def fill(self, cache: TeacherCache, advance: Callable[[int], None]) -> None:
-        """Make every shard that is missing; ``advance`` hears of each lot, made or found."""
-        for index, lot in enumerate(self.lots):
+    def fill(
+        self, cache: TeacherCache, advance: Callable[[int], None], count: int | None = None
+    ) -> None:
+        """Make what is missing of the first ``count`` shards (``None``: of all of them);
+        ``advance`` hears of each lot, made or found."""
+        for index, lot in enumerate(self.lots[:count]):
             if not cache.has(index):
                 cache.write(index, self._lessons(index, lot))
             advance(1)

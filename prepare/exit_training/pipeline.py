@@ -32,7 +32,10 @@ from shared.prompt_file import read_exchanges
 
 @dataclass(frozen=True)
 class ExitRecipe:
-    """Everything that decides what exits come out (and the device's rounding)."""
+    """Everything that decides what exits come out (and the device's rounding).
+
+    ``lots`` cuts the lessons to the first so many lots; being shuffled, they are a fair sample.
+    """
 
     text: tuple[Path, ...]
     invented: int
@@ -44,6 +47,8 @@ class ExitRecipe:
     learning_rate: float = 1e-3
     max_seconds: float = 0.0
     held_out_shards: int = 3
+    lot_size: int = 128
+    lots: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,9 +76,12 @@ def train_exits(
         epochs=recipe.epochs,
         max_seconds=recipe.max_seconds,
         held_out_shards=recipe.held_out_shards,
+        max_shards=recipe.lots,
         seed=recipe.seed,
     )
     trainer = ExitTrainer(model, start, cache, recipe.layers, settings, device)
+    if device.type == "cpu":  # exits are trained side by side, each in a thread
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(start)))
     _run(trainer, out / "training.checkpoint", console)
     trained = _calibrated(trainer, console)
     record = {**asdict(recipe), "text": [path.name for path in recipe.text]}
@@ -90,13 +98,18 @@ def fill_lessons(
 ) -> TeacherCache:
     """Make the lessons that are missing."""
     exchanges = [exchange for path in recipe.text for exchange in read_exchanges(path)]
-    plan = LessonPlan(invented=recipe.invented, max_tokens=recipe.max_tokens, seed=recipe.seed)
+    plan = LessonPlan(
+        invented=recipe.invented,
+        max_tokens=recipe.max_tokens,
+        lot_size=recipe.lot_size,
+        seed=recipe.seed,
+    )
     teacher = Teacher(model, recipe.layers, device=device)
     maker = LessonMaker(model, teacher, exchanges, plan)
     cache = TeacherCache(folder, maker.describe())
     with _progress(console) as progress:
-        task = progress.add_task("teacher's lessons", total=len(maker.lots))
-        maker.fill(cache, lambda count: progress.advance(task, count))
+        task = progress.add_task("teacher's lessons", total=len(maker.lots[: recipe.lots]))
+        maker.fill(cache, lambda count: progress.advance(task, count), recipe.lots)
     if len(cache.shards()) <= recipe.held_out_shards:
         raise ConfigurationError("too few lessons to hold some out: give more prompts")
     return cache

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,13 +39,15 @@ class TrainingSettings:
         epochs: passes over the cache (the last one may be cut by ``max_seconds``).
         max_seconds: stop (with the schedule drawn in) after so many seconds; 0 is no limit.
         held_out_shards: shards kept for agreement and calibration.
+        max_shards: use only the first so many shards of the cache, held-out ones included.
     """
 
     learning_rate: float = 1e-3
-    batch_sequences: int = 16
+    batch_sequences: int = 8
     epochs: int = 6
     max_seconds: float = 0.0
     held_out_shards: int = 3
+    max_shards: int | None = None
     seed: int = 0
 
 
@@ -141,10 +145,13 @@ class ExitTrainer:
         self._slots = [list(cached_layers).index(weights.info.layer) for weights in exits]
         self._row_of_token = [_rows_of(model, m.vocabulary_ids).to(device) for m in self.modules]
         self._rotary = Rotary(model.architecture, device)
+        # an exit a thread: small matrices gain less from threads of their own, which would have to
+        # wait for each other at every operation
+        self._pool = ThreadPoolExecutor(len(self.modules), thread_name_prefix="exit")
         self._cache = cache
         self._settings = settings
         self._device = device
-        shards = cache.shards()
+        shards = cache.shards()[: settings.max_shards]
         self.held_out = shards[-settings.held_out_shards :]
         self.training = shards[: -settings.held_out_shards]
         self.step = 0
@@ -211,18 +218,22 @@ class ExitTrainer:
             self.step += 1
             for group in self._optimizer.param_groups:
                 group["lr"] = self._rate * min(1.0, self.step / 50)
-            for index, module in enumerate(self.modules):
-                rows = self._row_of_token[index][batch.top_ids]
-                inside = rows >= 0
-                logits = module.logits(self._states(index, batch))
-                loss = kl_to_teacher(logits, rows.clamp_min(0), inside, batch.top_logprobs)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-                sums[index] += float(loss.detach())
+            learn = partial(self._learn, batch)
+            sums += list(self._pool.map(learn, range(len(self.modules))))
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             count += 1
         return list(sums / max(1, count))
+
+    def _learn(self, batch: _Batch, index: int) -> float:
+        """Gradients of one exit on one batch; its loss."""
+        module = self.modules[index]
+        rows = self._row_of_token[index][batch.top_ids]
+        logits = module.logits(self._states(index, batch))
+        loss = kl_to_teacher(logits, rows.clamp_min(0), rows >= 0, batch.top_logprobs)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        return float(loss.detach())
 
     def _states(self, index: int, batch: _Batch) -> Tensor:
         hidden = batch.hidden[:, :, self._slots[index]]

@@ -1,0 +1,231 @@
+"""What the cloud computes for one open session: escalations first, catch-up when idle.
+
+The stream's reader hands over what the edge asks; :meth:`SessionEngine.run` works it off, one piece
+of the model's time after another, and sends decisions.  All state lives in the session's entry of
+the context store, so another stream can go on where this one ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cloud.batcher import Batcher, Work
+from cloud.context_manager import ContextStore, HeldSession
+from shared.clock import Clock
+from shared.errors import ContextGapError, InvalidMessageError
+from shared.messages import CloudMessage, ContextKind, Decision
+from shared.model_bundle import Manifest
+from shared.sampling import Choice
+
+CATCH_UP_ROWS = 64
+_MAX_PENDING = 256
+
+
+@dataclass(frozen=True)
+class _Question:
+    """An escalation: which step asked for which position, and when (seconds)."""
+
+    step: int
+    position: int
+    burst: int
+    asked: float
+
+
+class SessionEngine:
+    """Computes for one stream; ``send`` is awaited for every decision."""
+
+    def __init__(
+        self,
+        session: HeldSession,
+        store: ContextStore,
+        batcher: Batcher,
+        manifest: Manifest,
+        send: Callable[[CloudMessage], Awaitable[None]],
+        clock: Clock,
+    ) -> None:
+        self._session, self._store, self._batcher = session, store, batcher
+        self._arch, self._cut = manifest.architecture, manifest.cut
+        self._stop_tokens = frozenset(manifest.tokenizer.stop_token_ids)
+        self._send, self._clock = send, clock
+        self._pending: deque[_Question] = deque()
+        self._changed = asyncio.Event()
+        self._busy = False
+        self._bursting = False
+        self._interrupted = False
+        self._catching_up: Work | None = None
+
+    # ---- what the reader calls, in the order of the messages -----------------------------------
+
+    async def add_context(self, position: int, rows: npt.NDArray[Any]) -> None:
+        """Store context (after a burst that runs, which adds to it as well)."""
+        await self._until(lambda: not self._burst_ahead())
+        self._store.append(self._session, position, rows)
+        self._changed.set()
+
+    async def escalate(self, step: int, position: int, burst: int) -> None:
+        """Queue an escalation; raises where its context is not held or it cannot be decided."""
+        asked = self._clock()
+        if burst and self._session.kind is not ContextKind.TOKEN_IDS:
+            raise InvalidMessageError("a burst needs token ids as context")
+        await self._until(lambda: not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
+        if position > self._session.held:
+            raise ContextGapError(
+                f"position {position} cannot be decided, the cloud holds 0 to {self._session.held}"
+            )
+        self._pending.append(_Question(step, position, burst, asked))
+        if self._catching_up is not None:
+            self._catching_up.urgent = True
+        self._changed.set()
+
+    async def truncate(self, position: int) -> None:
+        """Forget context from ``position`` on; unanswered escalations beyond it are withdrawn."""
+        kept = [question for question in self._pending if question.position <= position]
+        self._pending = deque(kept)
+        self._interrupted = True  # a burst, if one runs, stops
+        await self._until(lambda: not self._busy)
+        self._store.truncate(self._session, position)
+        self._interrupted = False
+        self._changed.set()
+
+    async def stop(self) -> None:
+        """Withdraw every escalation and wait until nothing runs."""
+        self._pending.clear()
+        self._interrupted = True
+        await self._until(lambda: not self._busy)
+
+    async def finish(self) -> None:
+        """Wait until every escalation is answered."""
+        await self._until(lambda: not self._pending and not self._busy)
+
+    def _burst_ahead(self) -> bool:
+        return self._bursting or any(question.burst for question in self._pending)
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        while not ready():
+            self._changed.clear()
+            await self._changed.wait()
+
+    # ---- the work --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Answer and catch up until cancelled."""
+        while True:
+            await self._until(self._has_work)
+            self._busy = True
+            try:
+                if not self._pending:
+                    await self._catch_up()
+                elif self._pending[0].burst:
+                    await self._answer_burst(self._pending.popleft())
+                else:
+                    await self._answer(self._take_questions())
+            finally:
+                self._busy = False
+                self._changed.set()
+
+    def _has_work(self) -> bool:
+        if self._interrupted:
+            return False
+        return bool(self._pending) or self._session.computed < self._session.held
+
+    def _take_questions(self) -> list[_Question]:
+        """The questions at the front that one piece of work can answer together."""
+        taken = []
+        while self._pending and not self._pending[0].burst:
+            taken.append(self._pending.popleft())
+        return taken
+
+    async def _answer(self, questions: Sequence[_Question]) -> None:
+        positions = {question.position for question in questions}
+        await self._decide(sorted(positions - self._session.decisions.keys()))
+        for question in questions:
+            choice = self._session.decisions[question.position]
+            await self._reply(question.step, question.position, choice, question.asked)
+
+    async def _answer_burst(self, question: _Question) -> None:
+        """Decide and go on from what was decided, while it agrees with the context held."""
+        session, position, asked = self._session, question.position, question.asked
+        self._bursting = True
+        try:
+            for left in range(question.burst, -1, -1):
+                if position not in session.decisions:
+                    await self._decide([position])
+                choice = session.decisions[position]
+                await self._reply(question.step, position, choice, asked)
+                if not left or self._interrupted or choice.token_id in self._stop_tokens:
+                    return
+                if position == self._arch.max_positions:
+                    return
+                if session.held == position:
+                    self._store.append(session, position, np.array([choice.token_id], np.int32))
+                elif session.context[position : position + 1][0] != choice.token_id:
+                    return
+                position, asked = position + 1, self._clock()
+        finally:
+            self._bursting = False
+
+    async def _catch_up(self) -> None:
+        """Run context ahead of the question, in pieces small enough to wait for."""
+        session = self._session
+        stop = min(session.held, session.computed + CATCH_UP_ROWS)
+        await self._compute(stop, (), urgent=False)
+
+    async def _decide(self, positions: Sequence[int]) -> None:
+        """Decide rising ``positions``, in pieces of what fits into a pass."""
+        session = self._session
+        if not positions:
+            return
+        known = session.final_state is not None and session.final_state[0] == positions[0] - 1
+        if positions[0] <= session.computed and not (known and positions[0] == session.computed):
+            # computed ahead of the question: the row before it runs again
+            assert session.cache is not None
+            session.cache.length = positions[0] - 1
+        while True:
+            stop = min(positions[-1], session.computed + self._batcher.max_rows)
+            asked = tuple(p for p in positions if session.computed <= p <= stop)
+            await self._compute(stop, asked, urgent=True)
+            positions = [p for p in positions if p > stop]
+            if not positions:
+                return
+
+    async def _compute(self, stop: int, decide: tuple[int, ...], *, urgent: bool) -> None:
+        """One piece of work: context from what is computed to ``stop``, deciding ``decide``."""
+        session = self._session
+        cache = self._store.cache_for(session, stop)
+        start = cache.length
+        state = session.final_state
+        work = Work(
+            cache,
+            start,
+            session.context[start:stop],
+            decide,
+            state[1] if state is not None and state[0] == start - 1 else None,
+            session.sampling,
+            urgent or bool(self._pending),
+        )
+        self._catching_up = None if urgent else work
+        try:
+            outcome = await self._batcher.run(work)
+        finally:
+            self._catching_up = None
+        if not all(math.isfinite(choice.logprob) for choice in outcome.choices):
+            raise InvalidMessageError("the context is so large that no probabilities come of it")
+        session.decisions.update(zip(decide, outcome.choices, strict=True))
+        if outcome.final_state is not None:
+            session.final_state = (stop - 1, outcome.final_state)
+        layers = self._arch.layers - cache.first_layer
+        session.layer_positions += layers * (stop - start)
+        session.compute_seconds += outcome.seconds
+
+    async def _reply(self, step: int, position: int, choice: Choice, asked: float) -> None:
+        microseconds = max(0, round((self._clock() - asked) * 1e6))
+        decision = Decision(position, choice.token_id, choice.logprob, min(microseconds, 2**32 - 1))
+        await self._send(CloudMessage(step, decision))

@@ -1,0 +1,119 @@
+"""What tests of edge and cloud together share: an engine on the tiny bundle, a breakable link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Self
+
+from cloud.server import CloudServer
+from edge.cloud_channel import CloudEndpoint
+from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+from edge.generation import Mode
+from shared.model_bundle import ModelBundle
+from shared.sampling import GREEDY, Sampling
+from tests.cloud_harness import full_model, settings_for, tiny_bundle
+
+PROMPTS = tuple(
+    tuple((seed * 37 + i * i * 11 + 3) % 256 + 2 for i in range(3 + seed % 9)) for seed in range(20)
+)
+
+
+def options_for(mode: Mode = Mode.COLLABORATIVE, **changes: object) -> GenerationOptions:
+    plain: dict[str, object] = {"threshold": 0.5, "max_tokens": 24}
+    return GenerationOptions(mode, **(plain | changes))  # type: ignore[arg-type]
+
+
+def ids_of(result: GenerationResult) -> list[int]:
+    return [token.token_id for token in result.tokens]
+
+
+def full_answer(prompt: Sequence[int], count: int, sampling: Sampling = GREEDY) -> list[int]:
+    """The unsplit model's answer, ended by the stop token as Tandem's is."""
+    tokens = full_model().continuation(prompt, count, sampling)
+    stop = tiny_bundle().manifest.tokenizer.stop_token_ids[0]
+    return tokens[: tokens.index(stop) + 1] if stop in tokens else tokens
+
+
+@asynccontextmanager
+async def edge_engine(
+    address: str | None, bundle: ModelBundle | None = None, **endpoint: object
+) -> AsyncIterator[EdgeEngine]:
+    reached = CloudEndpoint(address, **endpoint) if address else None  # type: ignore[arg-type]
+    engine = EdgeEngine(bundle or tiny_bundle(), "float32", threads=1, endpoint=reached)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@asynccontextmanager
+async def edge_and_cloud(**endpoint: object) -> AsyncIterator[EdgeEngine]:
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        edge_engine(server.address, **endpoint) as engine,
+    ):
+        yield engine
+
+
+class BreakableLink:
+    """A TCP relay that can be cut, or fall silent, while the edge talks through it."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._silent = asyncio.Event()
+        self._relays: set[asyncio.Task[None]] = set()
+        self.connections = 0
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()[:2]
+        self.address = f"{host}:{port}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.cut()
+        for relay in self._relays:
+            relay.cancel()
+        await asyncio.gather(*self._relays, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset every connection; new ones are taken."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    def fall_silent(self) -> None:
+        """Keep the connections there are open, but forward nothing on them from here on."""
+        self._silent.set()
+        self._silent = asyncio.Event()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        host, _, port = self._target.rpartition(":")
+        try:
+            there_reader, there_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers |= {writer, there_writer}
+        silent = self._silent
+        for source, sink in ((reader, there_writer), (there_reader, writer)):
+            task = asyncio.create_task(_forward(source, sink, silent))
+            self._relays.add(task)
+            task.add_done_callback(self._relays.discard)
+
+
+async def _forward(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter, silent: asyncio.Event
+) -> None:
+    with suppress(OSError):
+        while data := await source.read(1 << 16):
+            if silent.is_set():
+                continue
+            sink.write(data)
+            await sink.drain()
+        sink.close()

@@ -1,0 +1,33 @@
+"""A complete bundle of the seeded tiny model, for tests of any part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from prepare.bundle_writer import write_bundle
+from prepare.exit_weights import ExitSet, untrained_exits
+from prepare.tiny_model import tiny_model
+from shared.model_bundle import ModelBundle, Precision
+
+TINY_EXIT_LAYERS = (2, 4)
+
+
+def tiny_exits(seed: int = 0) -> ExitSet:
+    """Exits after layers 2 and 4 whose heads cover the tokens below 260."""
+    ids = np.arange(260, dtype=np.int32)
+    return untrained_exits(tiny_model(seed), TINY_EXIT_LAYERS, vocabulary_ids=ids)
+
+
+def write_tiny_bundle(
+    folder: Path,
+    seed: int = 0,
+    precisions: Sequence[Precision] = ("float32", "int8", "int4"),
+    full_depth: bool = True,
+) -> ModelBundle:
+    """Write the bundle into ``folder``; the same seed gives the same files."""
+    return write_bundle(
+        tiny_model(seed), tiny_exits(seed), folder, precisions=precisions, full_depth=full_depth
+    )

@@ -1,0 +1,169 @@
+"""The training pipeline on the tiny model: real lessons, real steps, real files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from prepare.exit_training.calibration import calibration_error, fit_calibration
+from prepare.exit_training.lessons import LessonMaker, LessonPlan
+from prepare.exit_training.pipeline import ExitRecipe, train_exits
+from prepare.exit_training.prompts import plan_lots
+from prepare.exit_training.teacher import Teacher
+from prepare.exit_training.teacher_cache import TeacherCache
+from prepare.exit_training.trainer import ExitTrainer, TrainingSettings, kl_to_teacher
+from prepare.exit_weights import ExitSet, untrained_exits
+from prepare.tiny_model import tiny_model
+from shared.errors import ConfigurationError
+from shared.prompt_file import Exchange
+
+CPU = torch.device("cpu")
+MODEL = tiny_model(1)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return Teacher(MODEL, (2, 4), device=CPU, dtype=torch.float32)
+
+
+def greedy(teacher: Teacher, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    lessons = teacher.answer(
+        prompts, max_tokens=tokens, temperature=0.0, generator=torch.Generator()
+    )
+    return [lesson.top_ids[:, 0].tolist() for lesson in lessons]
+
+
+def test_a_batch_answers_as_each_prompt_would_alone(teacher: Teacher) -> None:
+    prompts = [[5, 6, 7], [9] * 11, [30, 2, 8, 40, 12]]
+    together = greedy(teacher, prompts, 12)
+    assert together == [greedy(teacher, [prompt], 12)[0] for prompt in prompts]
+
+
+def test_lessons_from_decoding_equal_lessons_from_reading_the_same_text(teacher: Teacher) -> None:
+    (spoken,) = teacher.answer(
+        [[5, 6, 7]], max_tokens=10, temperature=0.0, generator=torch.Generator()
+    )
+    answer = spoken.top_ids[:, 0].tolist()
+    (read,) = teacher.teach([[5, 6, 7]], [answer])
+    np.testing.assert_array_equal(read.top_ids, spoken.top_ids)
+    length = len(spoken.hidden)
+    np.testing.assert_allclose(
+        read.hidden[:length].astype(np.float32), spoken.hidden.astype(np.float32), atol=5e-3
+    )
+    np.testing.assert_array_equal(read.token_ids[:length], spoken.token_ids)
+
+
+def test_divergence_is_zero_where_the_exit_says_the_same_and_positive_elsewhere() -> None:
+    logits = torch.randn(5, 40)
+    logprobs, ids = logits.log_softmax(-1).topk(8)
+    inside = torch.ones_like(ids, dtype=torch.bool)
+    assert float(kl_to_teacher(logits, ids, inside, logprobs)) == pytest.approx(0.0, abs=1e-5)
+    assert float(kl_to_teacher(logits.flip(1), ids, inside, logprobs)) > 0.1
+
+
+def test_divergence_equals_the_sum_over_the_whole_vocabulary_when_all_tokens_are_top() -> None:
+    torch.manual_seed(0)
+    teacher_logits, logits = torch.randn(3, 6), torch.randn(3, 6)
+    logprobs, ids = teacher_logits.log_softmax(-1).topk(5)  # the sixth is the remainder
+    inside = torch.ones_like(ids, dtype=torch.bool)
+    wanted = torch.nn.functional.kl_div(
+        logits.log_softmax(-1),
+        teacher_logits.log_softmax(-1),
+        log_target=True,
+        reduction="batchmean",
+    )
+    assert float(kl_to_teacher(logits, ids, inside, logprobs)) == pytest.approx(
+        float(wanted), rel=1e-4
+    )
+
+
+def test_lessons_resume_and_depend_on_the_seed_alone(teacher: Teacher, tmp_path: Path) -> None:
+    exchanges = [Exchange(f"prompt {i}", f"answer {i}") for i in range(6)]
+    plan = LessonPlan(invented=3, human_share=0.5, max_tokens=8, lot_size=3, sampled_share=0.5)
+    maker = LessonMaker(MODEL, teacher, exchanges, plan)
+    first = TeacherCache(tmp_path / "a", maker.describe())
+    maker.fill(first, lambda _: None)
+    assert len(first.shards()) == 3
+    second = TeacherCache(tmp_path / "b", maker.describe())
+    second.write(0, first.read(0))
+    made: list[int] = []
+    maker.fill(second, made.append)
+    for index in first.shards():
+        for a, b in zip(first.read(index), second.read(index), strict=True):
+            np.testing.assert_array_equal(a.token_ids, b.token_ids)
+    with pytest.raises(ConfigurationError, match="other settings"):
+        TeacherCache(tmp_path / "a", {"another": "plan"})
+
+
+def test_every_prompt_is_planned_once() -> None:
+    lots = plan_lots(list("abcdefg"), invented=5, lot_size=3, sampled_share=0.5, seed=2)
+    assert sorted(p for lot in lots for p in lot.prompts) == list("abcdefg")
+    assert sum(lot.invented for lot in lots) == 5
+
+
+def test_training_learns_resumes_and_writes_exits(tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "question {i}"}}\n' for i in range(160)))
+    recipe = ExitRecipe(
+        lot_size=32,
+        text=(prompts,),
+        invented=48,
+        layers=(2, 4),
+        blocks=(1, 1),
+        vocabulary=(64, 0),
+        max_tokens=16,
+        epochs=12,
+        held_out_shards=1,
+        learning_rate=3e-3,
+    )
+    console = Console(quiet=True)
+    trained = train_exits(MODEL, recipe, tmp_path / "out", tmp_path / "lessons", "cpu", console)
+    assert [w.info.layer for w in trained.exits] == [2, 4]
+    assert trained.exits[0].vocabulary_ids is not None
+    assert len(trained.exits[0].vocabulary_ids) == 64
+    assert set(MODEL.stop_token_ids) <= set(trained.exits[0].vocabulary_ids.tolist())
+    saved = ExitSet.load(tmp_path / "out")
+    assert saved.base_sha256 == MODEL.source.sha256
+    assert [w.info for w in saved.exits] == [w.info for w in trained.exits]
+
+    cache = TeacherCache(tmp_path / "lessons", _plan(tmp_path / "lessons"))
+    settings = TrainingSettings(held_out_shards=1)
+    before, after = (
+        _agreement(ExitTrainer(MODEL, exits, cache, (2, 4), settings, CPU))
+        for exits in (untrained_exits(MODEL, (2, 4)).exits, saved.exits)
+    )
+    assert after[0] > before[0] + 0.02
+    # a second run finds its checkpoint at the end and changes nothing
+    again = train_exits(MODEL, recipe, tmp_path / "out", tmp_path / "lessons", "cpu", console)
+    np.testing.assert_array_equal(again.exits[1].norm, trained.exits[1].norm)
+
+
+def _plan(folder: Path) -> dict[str, object]:
+    plan: dict[str, object] = json.loads((folder / "plan.json").read_text())
+    return plan
+
+
+def _agreement(trainer: ExitTrainer) -> list[float]:
+    return [float(right.mean()) for _, right in trainer.predictions(trainer.held_out)]
+
+
+def test_calibration_recovers_a_known_curve() -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.uniform(0.05, 1.0, 20_000).astype(np.float32)
+    right = rng.uniform(size=20_000) < raw**2
+    fitted = fit_calibration(raw, right)
+    shown = np.interp(raw, fitted.raw, fitted.confidence)
+    assert np.abs(shown - raw**2).mean() < 0.02
+    assert calibration_error(shown, right) < 0.02
+    assert calibration_error(raw.astype(np.float64), right) > 0.1
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_calibration_of_one_sided_evidence_is_valid(right: bool) -> None:
+    fitted = fit_calibration(np.full(10, 0.5, np.float32), np.full(10, right))
+    assert set(fitted.confidence) == {float(right)}
