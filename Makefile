@@ -8,11 +8,12 @@ TEST_BUNDLE := build/test-bundle
 PROTO := protos/tandem/v1/collaboration.proto
 PYTEST_ARGS ?=
 
-.PHONY: help demo test quick lint format bundle test-bundle protos clean
+.PHONY: help demo test test-slow quick lint format bundle test-bundle protos clean
 
 help:
 	@echo "make demo        install, prepare the model, run a cloud and an edge, talk to them"
 	@echo "make test        install, then ruff, mypy and every test"
+	@echo "make test-slow   the proofs that take minutes: all prompts, all positions"
 	@echo "make quick       the tests that need no model"
 	@echo "make lint        ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make bundle      prepare the default model into the user's cache"
@@ -24,7 +25,10 @@ demo: $(VENV)/.installed-run bundle
 
 test: lint test-bundle
 	@echo "== tests"
-	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev test-bundle
+	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 quick: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "not model and not slow" $(PYTEST_ARGS)

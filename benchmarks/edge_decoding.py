@@ -14,7 +14,6 @@ last exit and that exit, for every token.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
@@ -24,11 +23,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, get_args
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
@@ -121,12 +120,7 @@ class LlamaCppEngine:
         if code := self._llama.llama_decode(self._context, batch):
             raise ConfigurationError(f"llama.cpp could not decode (code {code})")
         logits = self._llama.llama_get_logits_ith(self._context, -1)
-        address = ctypes.cast(logits, ctypes.c_void_p).value
-        assert address is not None
-        rows: npt.NDArray[np.float32] = np.frombuffer(
-            (ctypes.c_float * self._vocabulary).from_address(address), np.float32
-        )
-        return int(rows.argmax())
+        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
 
 
 @dataclass(frozen=True)
@@ -188,16 +182,16 @@ def take_turns(
     return turns
 
 
-def resident_growth(make: Callable[..., Engine], args: tuple[object, ...], full: bool) -> float:
+def resident_growth(make: Callable[[], Engine]) -> float:
     """MiB that an engine adds to a process of its own, loaded and decoding."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_growth_here, make, args, full).result()
+        return pool.submit(_growth_here, make).result()
 
 
-def _growth_here(make: Callable[..., Engine], args: tuple[object, ...], full: bool) -> float:
+def _growth_here(make: Callable[[], Engine]) -> float:
     before = _resident_mib()
-    engine = make(*args, full=full) if make is TandemEngine else make(*args)
+    engine = make()
     decode(engine, range(1, 33), _WARM_UP_TOKENS)
     return _resident_mib() - before
 
@@ -230,19 +224,18 @@ def run(
 
     llama = LlamaCppEngine(gguf, threads, room)
     settle_threads(llama, prompt, threads)
-    engines: list[Engine] = [llama]
-    recipes: list[tuple[Callable[..., Engine], tuple[object, ...], bool]] = [
-        (LlamaCppEngine, (gguf, llama.threads, room), True)
+    recipes: list[Callable[[], Engine]] = [
+        partial(TandemEngine, bundle, precision, threads, room, full=full)
+        for full in (True, False)
+        for precision in precisions
     ]
-    for full in (True, False):
-        for precision in precisions:
-            engines.append(TandemEngine(bundle, precision, threads, room, full=full))
-            recipes.append((TandemEngine, (bundle, precision, threads, room), full))
+    engines: list[Engine] = [llama, *(make() for make in recipes)]
+    recipes.insert(0, partial(LlamaCppEngine, gguf, llama.threads, room))
     turns = take_turns(engines, prompt, tokens, repeats)
     base = statistics.median(turn.tokens_per_second for turn in turns[llama.name])
 
     results = []
-    for engine, recipe in zip(engines, recipes, strict=True):
+    for engine, make in zip(engines, recipes, strict=True):
         speeds = [turn.tokens_per_second for turn in turns[engine.name]]
         speed = statistics.median(speeds)
         words = tokenizer.decode(turns[engine.name][-1].tokens).split()[:_WORDS_SHOWN]
@@ -255,7 +248,7 @@ def run(
                 fastest=max(speeds),
                 ratio=speed / base,
                 prompt_seconds=statistics.median(t.prompt_seconds for t in turns[engine.name]),
-                resident_mib=resident_growth(*recipe) if memory else None,
+                resident_mib=resident_growth(make) if memory else None,
                 text=" ".join(words),
             )
         )

@@ -21,8 +21,8 @@ import grpc.aio
 from shared.errors import AuthenticationError, ConfigurationError
 
 DEFAULT_TENANT = "default"
-_TENANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+_TENANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
 
 Metadata = Iterable[tuple[str, str | bytes]]
 

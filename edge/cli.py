@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
 
 _EPILOG = """
-**Examples**
+Examples:
 
     tandem generate "Why is the sky blue?"
 
-    tandem generate "Why is the sky blue?" --cloud localhost:7070 --threshold 0.9
+    tandem generate "Why is the sky blue?" --cloud localhost:7420 --threshold 0.9
 
-    tandem generate "Name three rivers." --cloud localhost:7070 --mode cloud-only --json
+    tandem generate "Name three rivers." --cloud localhost:7420 --mode cloud-only --json
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -184,7 +184,7 @@ class Generation:
         self._cloud: CloudSession | None = None
         self._started = self._first_token_at = self._ended = 0.0
 
-    async def run(self) -> AsyncIterator[GeneratedToken]:
+    async def run(self) -> AsyncGenerator[GeneratedToken, None]:
         """Yield tokens as they are decided; leaving early ends the session with the cloud."""
         async with AsyncExitStack() as stack:
             stream = await self._stream(stack)

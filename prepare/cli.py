@@ -33,7 +33,7 @@ class PrecisionName(Enum):
 _EXITS_FOLDER = Path(__file__).parent / "exits" / DEFAULT_BUNDLE_NAME
 
 _PREPARE_EPILOG = """
-**Examples**
+Examples:
 
     tandem prepare
 
@@ -42,7 +42,7 @@ _PREPARE_EPILOG = """
     tandem prepare --bundle ./bundle --precision float32 --full-depth
 """
 _EXITS_EPILOG = """
-**Examples**
+Examples:
 
     tandem prepare exits --text pairs.jsonl --out ./exits
 

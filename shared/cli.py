@@ -27,7 +27,7 @@ def build_app() -> typer.Typer:
         help="Edge-cloud collaborative LLM inference: a small device answers what it is sure of "
         "and asks a bigger machine for the rest.",
         no_args_is_help=True,
-        rich_markup_mode="markdown",
+        rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from simulator.evaluation import Evaluation
 
 _DEMO_EPILOG = """
-**Examples**
+Examples:
 
     tandem demo
 
     tandem demo --max-tokens 32 --threshold 0.9 "Tell me a joke."
 """
 _EVALUATE_EPILOG = """
-**Examples**
+Examples:
 
     tandem evaluate --prompts prompts.jsonl --limit 10 --max-tokens 64
 

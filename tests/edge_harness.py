@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Self
+from typing import Any, Self
 
 from cloud.server import CloudServer
 from edge.cloud_channel import CloudEndpoint
@@ -20,9 +20,9 @@ PROMPTS = tuple(
 )
 
 
-def options_for(mode: Mode = Mode.COLLABORATIVE, **changes: object) -> GenerationOptions:
-    plain: dict[str, object] = {"threshold": 0.5, "max_tokens": 24}
-    return GenerationOptions(mode, **(plain | changes))  # type: ignore[arg-type]
+def options_for(mode: Mode = Mode.COLLABORATIVE, **changes: Any) -> GenerationOptions:
+    plain: dict[str, Any] = {"threshold": 0.5, "max_tokens": 24}
+    return GenerationOptions(mode, **(plain | changes))
 
 
 def ids_of(result: GenerationResult) -> list[int]:
@@ -38,9 +38,9 @@ def full_answer(prompt: Sequence[int], count: int, sampling: Sampling = GREEDY) 
 
 @asynccontextmanager
 async def edge_engine(
-    address: str | None, bundle: ModelBundle | None = None, **endpoint: object
+    address: str | None, bundle: ModelBundle | None = None, **endpoint: Any
 ) -> AsyncIterator[EdgeEngine]:
-    reached = CloudEndpoint(address, **endpoint) if address else None  # type: ignore[arg-type]
+    reached = CloudEndpoint(address, **endpoint) if address else None
     engine = EdgeEngine(bundle or tiny_bundle(), "float32", threads=1, endpoint=reached)
     try:
         yield engine
@@ -49,7 +49,7 @@ async def edge_engine(
 
 
 @asynccontextmanager
-async def edge_and_cloud(**endpoint: object) -> AsyncIterator[EdgeEngine]:
+async def edge_and_cloud(**endpoint: Any) -> AsyncIterator[EdgeEngine]:
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
         edge_engine(server.address, **endpoint) as engine,

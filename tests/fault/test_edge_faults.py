@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ from tests.edge_harness import (
 from tests.tiny_bundle import write_tiny_bundle
 
 PROMPT = PROMPTS[6]
-EXACT = {"use_exits": False, "context": ContextCodec.FLOAT32}
+EXACT: dict[str, Any] = {"use_exits": False, "context": ContextCodec.FLOAT32}
 VARIANTS = [
     pytest.param(options_for(**EXACT), id="hidden"),
     pytest.param(options_for(use_exits=False, context=ContextCodec.TOKENS), id="tokens"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,17 +205,17 @@ async def test_the_record_has_the_documented_fields_and_is_json() -> None:
     ],
 )
 async def test_what_cannot_work_is_said_before_it_starts(
-    prompt: tuple[int, ...], changes: dict[str, object], reason: str
+    prompt: tuple[int, ...], changes: dict[str, Any], reason: str
 ) -> None:
     async with edge_engine(None) as engine:
         with pytest.raises(ConfigurationError, match=reason):
-            engine.generation(prompt, options_for(**({"mode": Mode.STANDALONE} | changes)))  # type: ignore[arg-type]
+            engine.generation(prompt, options_for(**({"mode": Mode.STANDALONE} | changes)))
 
 
 @pytest.mark.parametrize(
     "changes",
     [{"max_tokens": 0}, {"threshold": 1.5}, {"mode": Mode.STANDALONE, "use_exits": False}],
 )
-def test_options_that_make_no_sense_are_refused(changes: dict[str, object]) -> None:
+def test_options_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
-        GenerationOptions(**({"mode": Mode.COLLABORATIVE} | changes))  # type: ignore[arg-type]
+        GenerationOptions(**({"mode": Mode.COLLABORATIVE} | changes))

@@ -1,0 +1,153 @@
+"""The ``tandem`` command as a user runs it: processes, exit codes, one line per error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cloud_harness import tiny_bundle
+
+COMMAND = [sys.executable, "-m", "shared.cli"]
+SECONDS = 120
+
+
+def tandem(
+    *arguments: str, expect: int = 0, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TANDEM_BUNDLE": str(tiny_bundle().folder), "COLUMNS": "200"}
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=SECONDS,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == expect, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port_file = tmp_path_factory.mktemp("cloud") / "port"
+    process = subprocess.Popen(
+        [*COMMAND, "cloud", "serve", "--port", "0", "--port-file", str(port_file), "--threads", "1",
+         "--bundle", str(tiny_bundle().folder)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert line.startswith("listening on 127.0.0.1:"), line
+    yield line.split()[-1]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == 0
+    process.stderr.close()
+    assert not port_file.exists()
+
+
+def test_help_names_every_command_and_shows_examples() -> None:
+    listing = tandem("--help").stdout
+    for name in ("generate", "demo", "evaluate", "prepare", "cloud"):
+        assert name in listing
+    for name in ("generate", "demo", "evaluate", "prepare", "prepare exits", "cloud serve"):
+        assert f"tandem {name}" in tandem(*name.split(), "--help").stdout
+    assert tandem("--version").stdout.startswith("tandem 0.")
+
+
+def test_generate_prints_text_and_a_summary(cloud: str) -> None:
+    done = tandem("generate", "hello", "--cloud", cloud, "--precision", "float32",
+                  "--max-tokens", "8")  # fmt: skip
+    assert "tokens" in done.stdout.splitlines()[-1]
+
+
+def test_generate_as_json_in_every_mode(cloud: str) -> None:
+    for mode in ("standalone", "collaborative", "cloud-only"):
+        done = tandem("generate", "-", "--mode", mode, "--cloud", cloud, "--json",
+                      "--precision", "float32", "--max-tokens", "6", stdin="hello")  # fmt: skip
+        record = json.loads(done.stdout)
+        assert record["mode"] == mode
+        assert 1 <= len(record["token_ids"]) <= 6
+
+
+def test_a_seed_repeats_a_sampled_text(cloud: str) -> None:
+    arguments = ["generate", "hello", "--cloud", cloud, "--json", "--precision", "float32",
+                 "--max-tokens", "12", "--temperature", "1", "--seed"]  # fmt: skip
+    first, again, other = (json.loads(tandem(*arguments, seed).stdout) for seed in "112")
+    assert first["token_ids"] == again["token_ids"] != other["token_ids"]
+
+
+def test_evaluate_without_exits_agrees_entirely(cloud: str, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one"}\n{"turns": ["two", "three"]}\n{"prompt": "four"}\n')
+    done = tandem("evaluate", "--prompts", str(prompts), "--limit", "2", "--max-tokens", "8",
+                  "--precision", "float32", "--context", "float32", "--no-exits",
+                  "--cloud", cloud, "--json")  # fmt: skip
+    record = json.loads(done.stdout)
+    assert list(record)[2:] == [
+        "prompts", "tokens", "agreement", "exact_match", "rouge_l", "cloud_request_rate",
+        "origin_shares", "cloud_layer_share", "uploaded_bytes_per_token",
+    ]  # fmt: skip
+    assert (record["prompts"], record["agreement"], record["exact_match"]) == (2, 1.0, 1.0)
+    assert record["origin_shares"] == {"cloud": 1.0}
+
+
+def test_evaluate_standalone_starts_a_cloud_for_the_reference(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one"}\n')
+    done = tandem("evaluate", "--prompts", str(prompts), "--max-tokens", "8", "--mode",
+                  "standalone", "--precision", "float32", "--json")  # fmt: skip
+    record = json.loads(done.stdout)
+    assert record["cloud_request_rate"] == record["cloud_layer_share"] == 0.0
+    assert 0.0 <= record["agreement"] < 1.0, "untrained exits cannot agree entirely"
+
+
+def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
+    done = tandem("demo", "--max-tokens", "6", "--precision", "float32", "hello")
+    for mode in ("cloud-only", "collaborative", "standalone"):
+        assert mode in done.stdout
+    assert "agreement" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["generate", "x", "--bundle", "/nowhere"], 2, "tandem prepare"),
+        (["generate", "x", "--precision", "int4"], 2, "--precision int4"),
+        (["generate", "x", "--mode", "collaborative"], 2, "--cloud"),
+        (["generate", "x", "--threshold", "2"], 2, "threshold"),
+        (["generate", "x", "--top-p", "0"], 2, "top-p"),
+        (["generate", "x", "--cloud", "nonsense"], 2, "HOST:PORT"),
+        (["generate", "x", "--max-tokens", "100000"], 2, "--max-tokens"),
+        (["evaluate", "--prompts", "/nowhere"], 2, "cannot be read"),
+        (["cloud", "serve", "--bundle", "/nowhere"], 2, "tandem prepare"),
+        (["cloud", "serve", "--host", "0.0.0.0"], 2, "--insecure"),
+        (["cloud", "serve", "--tls-cert", "a.pem"], 2, "--tls-key"),
+        (["prepare", "--from", "/nowhere", "--bundle", "/nowhere/b"], 2, "not a .gguf"),
+        (["prepare", "exits", "--out", "/tmp/x", "--layers", "a"], 2, "--layers"),
+        (["nonsense"], 2, "nonsense"),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(
+    arguments: list[str], code: int, message: str
+) -> None:
+    if arguments[0] == "generate" and "--precision" not in arguments:
+        arguments = [*arguments, "--precision", "float32"]
+    assert message in tandem(*arguments, expect=code).stderr
+
+
+def test_a_wrong_bundle_at_the_cloud_is_told(cloud: str, tmp_path: Path) -> None:
+    from tests.tiny_bundle import write_tiny_bundle  # noqa: PLC0415
+
+    write_tiny_bundle(tmp_path / "b", 3, ("float32",), full_depth=False)
+    done = tandem("generate", "x", "--cloud", cloud, "--bundle", str(tmp_path / "b"),
+                  "--precision", "float32", "--threshold", "1", expect=2)  # fmt: skip
+    assert "same model" in done.stderr
