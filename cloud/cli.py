@@ -14,9 +14,10 @@ _HELP_OF_SERVING = """Serve sessions until a signal; open sessions get --drain-s
 \b
 Examples:
   tandem cloud serve
-  tandem cloud serve --port 0 --port-file /run/tandem/address
-  tandem cloud serve --host 0.0.0.0 --tls-cert server.pem --tls-key server.key --tokens tokens.txt
-  tandem cloud serve --device cuda --dtype bfloat16 --budget-mb 40000 --max-sessions 512
+  tandem cloud serve --port 0 --port-file address.txt
+  tandem cloud serve --device cuda --dtype bfloat16 --budget-mb 40000
+  tandem cloud serve --host 0.0.0.0 --tokens tokens.txt \\
+      --tls-cert server.pem --tls-key server.key
 """
 
 _HELP_OF_MINTING = """Make a token for TENANT: printed once, its hash is appended to the token file.

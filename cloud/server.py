@@ -29,6 +29,7 @@ from cloud.deep_model import DeepModel
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle
+from shared.pem import read_pem
 
 _LOG = logging.getLogger("tandem.cloud")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -208,8 +209,8 @@ def _listen(server: Any, settings: CloudSettings) -> int:
     try:
         if settings.tls_cert and settings.tls_key:
             credentials = grpc.ssl_server_credentials(
-                [(_pem(settings.tls_key), _pem(settings.tls_cert))],
-                root_certificates=_pem(settings.client_ca) if settings.client_ca else None,
+                [(read_pem(settings.tls_key), read_pem(settings.tls_cert))],
+                root_certificates=read_pem(settings.client_ca) if settings.client_ca else None,
                 require_client_auth=settings.client_ca is not None,
             )
             port = server.add_secure_port(address, credentials)
@@ -220,16 +221,6 @@ def _listen(server: Any, settings: CloudSettings) -> int:
     if not port:
         raise ConfigurationError(f"cannot listen on {address}: certificate or address refused")
     return int(port)
-
-
-def _pem(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    if b"-----BEGIN" not in data:
-        raise ConfigurationError(f"{path} is not a PEM file")
-    return data
 
 
 def _is_loopback(host: str) -> bool:

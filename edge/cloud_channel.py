@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from shared.errors import ConfigurationError
+from shared.pem import read_pem
 
 _ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$")
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
@@ -73,18 +74,8 @@ class CloudEndpoint:
         if not self.ca:
             return grpc.aio.insecure_channel(self.address, options=options)
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=_read(self.ca),
-            private_key=_read(self.key) if self.key else None,
-            certificate_chain=_read(self.certificate) if self.certificate else None,
+            root_certificates=read_pem(self.ca),
+            private_key=read_pem(self.key) if self.key else None,
+            certificate_chain=read_pem(self.certificate) if self.certificate else None,
         )
         return grpc.aio.secure_channel(self.address, credentials, options=options)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    if b"-----BEGIN" not in data:
-        raise ConfigurationError(f"{path} is not a PEM file")
-    return data

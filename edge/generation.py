@@ -12,13 +12,15 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from edge.cloud_session import CloudSession
-from edge.exit_model import ExitModel, ModelState
 from edge.exit_policy import ExitPolicy
 from shared.clock import Clock, monotonic
 from shared.sampling import GREEDY, Sampling
+
+if TYPE_CHECKING:  # the command line knows modes and options before it loads a runtime
+    from edge.cloud_session import CloudSession
+    from edge.exit_model import ExitModel, ModelState
 
 T = TypeVar("T")
 

@@ -111,8 +111,7 @@ def _segment(model: BaseModel, first: int, last: int, precision: Precision) -> M
 
 def _exit(model: BaseModel, weights: ExitWeights, precision: Precision) -> ModelProto:
     arch, graph = model.architecture, GraphBuilder()
-    # trained blocks never were on a 4-bit grid: 8 bits keep them
-    block_precision: Precision = "int8" if precision == "int4" else precision
+    block_precision = _eight_bits(precision)  # trained blocks never were on a 4-bit grid
     stream = Stream(_hidden_input(graph, arch))
     if weights.blocks:
         declare_positions(graph, arch)
@@ -167,11 +166,14 @@ def _transformer_block(
     """One block; ``last_only`` keeps the last position from attention on (keys and values are
     still made for all)."""
     name, epsilon = f"block_{index}", arch.norm_epsilon
+    # attention's matrices are small: the correction of exact 4-bit blocks would cost more time
+    # than the halved bytes save
+    small = _eight_bits(precision)
     x, residual = add_and_norm(graph, stream, f"{name}.input_norm", block.input_norm, epsilon)
-    mixed = attention(graph, linear(graph, x, f"{name}.qkv", block.qkv, precision), index, arch)
+    mixed = attention(graph, linear(graph, x, f"{name}.qkv", block.qkv, small), index, arch)
     if last_only:
         mixed, residual = last_row(graph, mixed), last_row(graph, residual)
-    stream = Stream(residual, linear(graph, mixed, f"{name}.o", block.o, precision))
+    stream = Stream(residual, linear(graph, mixed, f"{name}.o", block.o, small))
     x, residual = add_and_norm(graph, stream, f"{name}.post_norm", block.post_norm, epsilon)
     update = gated_feed_forward(graph, x, name, block.gate_up, block.down, precision)
     return Stream(residual, update)
@@ -189,8 +191,13 @@ def _norm_and_head(
         stream = Stream(last_row(graph, stream.residual))
     x, _ = add_and_norm(graph, stream, "norm", norm, model.architecture.norm_epsilon)
     rows = _matrix(model, EMBEDDING).rows(vocabulary_ids)
-    graph.rename(linear(graph, x, "head", rows, precision), "logits")
+    graph.rename(linear(graph, x, "head", rows, _eight_bits(precision)), "logits")
     graph.outputs.insert(0, float_value("logits", [1, len(rows.values)]))
+
+
+def _eight_bits(precision: Precision) -> Precision:
+    """The precision of matrices that the ``int4`` edge keeps at 8 bits."""
+    return "int8" if precision == "int4" else precision
 
 
 def _matrix(model: BaseModel, name: str) -> Matrix:

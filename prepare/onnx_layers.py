@@ -6,7 +6,8 @@ Activations are ``[positions, width]`` throughout.  Matrices are stored per prec
 * ``int8``: ``MatMulNBits`` with 8-bit codes and one scale per block of inputs;
 * ``int4``: a Q4_1 block ``w = d·q + m`` is kept exactly as ``d·(q - 8) + (m + 8d)``: 4-bit
   ``MatMulNBits`` with its default zero point, plus the block sums of the input times the small
-  matrix of ``m + 8d``.  Rounding such weights a second time spoils the text.
+  matrix of ``m + 8d``.  Rounding such weights a second time spoils the text.  (An ``int4`` edge
+  has its feed-forward matrices in this form; attention and head are ``int8``.)
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def choose_token(
         noise = gumbel_noise(sampling.seed, position, vocabulary_size or logits.shape[0])
         if vocabulary_ids is not None:
             noise = noise[vocabulary_ids]
-        scaled = logits.astype(np.float64) / sampling.temperature
+        # relative to the best, so that no temperature, however small, makes an infinity of it
+        scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
         if sampling.top_p < 1.0:
             scaled = np.where(_nucleus(scaled, sampling.top_p), scaled, -np.inf)
         row = int(np.argmax(scaled + noise))

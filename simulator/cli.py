@@ -174,6 +174,8 @@ async def _engine(
         finally:
             engine.close()
         return
-    async with LocalCloud(bundle.folder) as cloud:
-        async with _engine(bundle, precision, threads, CloudEndpoint(cloud.address)) as engine:
-            yield engine
+    async with (
+        LocalCloud(bundle.folder) as cloud,
+        _engine(bundle, precision, threads, CloudEndpoint(cloud.address)) as engine,
+    ):
+        yield engine

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from cloud.context_manager import ContextStore, HeldSession, SessionKey, StoreLimits
 from cloud.kv_cache import KvCache
@@ -30,7 +36,7 @@ ARCH = Architecture(
     rope_theta=10_000.0,
     norm_epsilon=1e-5,
 )
-CUT, IDLE_SECONDS, MAX_SESSIONS, BUDGET = 1, 100.0, 4, 20_000
+CUT, IDLE_SECONDS, MAX_SESSIONS, BUDGET = 1, 100.0, 4, 16_000
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,19 @@ class StoreMachine(RuleBasedStateMachine):
     def _pick(self, data: st.DataObject) -> HeldSession:
         return self.open[data.draw(st.sampled_from(sorted(self.open, key=str)))]
 
-    @rule(name=st.sampled_from(b"abcdef"), by_ids=st.booleans())
-    def connect(self, name: int, by_ids: bool) -> None:
-        kind = ContextKind.TOKEN_IDS if by_ids else ContextKind.HIDDEN_STATES
+    @initialize(lengths=st.lists(st.integers(1, 64), min_size=3, max_size=3))
+    def some_are_idle(self, lengths: list[int]) -> None:
+        for name, length in enumerate(lengths):
+            self.connect(name, False)
+            _, session = self.open.popitem()
+            self._append(session, 0, length)
+            self._compute(session)
+            self.store.release(session)
+            self.clock.advance(1.0)
+
+    @rule(name=st.integers(0, 5), another_kind=st.sampled_from([False, False, False, True]))
+    def connect(self, name: int, another_kind: bool) -> None:
+        kind = ContextKind.TOKEN_IDS if name % 2 == another_kind else ContextKind.HIDDEN_STATES
         key = SessionKey("tenant", bytes([name]) * 16)
         if key in self.open:
             return
@@ -85,9 +101,19 @@ class StoreMachine(RuleBasedStateMachine):
         self.open[key] = session
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), back=st.integers(-2, 5), count=st.integers(1, 120))
-    def append(self, data: st.DataObject, back: int, count: int) -> None:
+    @rule(
+        data=st.data(),
+        back=st.integers(-1, 5),
+        count=st.sampled_from([1, 7, 70, 130]),
+        compute=st.booleans(),
+    )
+    def append(self, data: st.DataObject, back: int, count: int, compute: bool) -> None:
         session = self._pick(data)
+        self._append(session, back, count)
+        if compute:
+            self._compute(session)
+
+    def _append(self, session: HeldSession, back: int, count: int) -> None:
         ids = self.ids[session.key]
         position = max(0, len(ids) - back)
         new = [*ids[position:], *((len(ids) * 31 + i) % 16 for i in range(count))][:count]
@@ -109,7 +135,9 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule(data=st.data())
     def compute(self, data: st.DataObject) -> None:
-        session = self._pick(data)
+        self._compute(self._pick(data))
+
+    def _compute(self, session: HeldSession) -> None:
         before = self._sizes()
         try:
             cache = self.store.cache_for(session, session.held)
@@ -137,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.drop(session)
         self.store.release(session)
 
-    @rule(seconds=st.sampled_from([1.0, 30.0, 101.0]))
+    @rule(seconds=st.sampled_from([1.0, 1.0, 30.0, 101.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock.advance(seconds)
         self.store.expire()
@@ -152,7 +180,7 @@ class StoreMachine(RuleBasedStateMachine):
         if gone:
             assert not any(size.cache for size in after.values() if not size.in_use)
         for key, size in after.items():
-            if key not in self.open:
+            if not size.in_use:
                 assert size.context == before[key].context  # all of it, or nothing is lost
 
     @invariant()
@@ -176,5 +204,5 @@ class StoreMachine(RuleBasedStateMachine):
             assert ids.tolist() == self.ids[key]
 
 
-StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestContextStore = StoreMachine.TestCase

@@ -1,104 +1,140 @@
-"""Choosing tokens: greedy, Gumbel-max, nucleus, and the same draw wherever it is made."""
+"""Token choice: exact draws from the softmax that both sides repeat."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from scipy import stats
 
 from shared.errors import ConfigurationError
-from shared.sampling import GREEDY, MAX_SEED, Sampling, choose_token, gumbel_noise, log_probability
+from shared.sampling import (
+    GREEDY,
+    MAX_SEED,
+    FloatArray,
+    Sampling,
+    choose_token,
+    gumbel_noise,
+    log_probability,
+)
 
-EXPECTED_NOISE = [0.8257978224848115, -0.6876699383266498, 0.398236096777732]
-LOGITS = np.array([0.0, 2.0, 1.0, -1.0, 1.5], np.float32)
-
-
-def softmax(logits: np.ndarray[tuple[int], np.dtype[np.float32]]) -> list[float]:
-    weights = np.exp(logits.astype(np.float64))
-    return list(weights / weights.sum())
-
-
-def test_greedy_takes_the_largest_and_tells_its_probability() -> None:
-    choice = choose_token(LOGITS, GREEDY, 7)
-    assert choice.token_id == 1
-    assert choice.logprob == pytest.approx(math.log(softmax(LOGITS)[1]), abs=1e-6)
+LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, 1.5, -3.0, 0.2], np.float32)
+DRAWS = 20_000
+KNOWN_NOISE = [-0.9699949832622374, -0.5616475447058087, -0.04560364465273632]
 
 
-def test_the_log_probability_is_that_at_temperature_one() -> None:
-    choice = choose_token(LOGITS, Sampling(5.0, seed=3), 7)
-    assert choice.logprob == pytest.approx(math.log(softmax(LOGITS)[choice.token_id]), abs=1e-6)
+def softmax(logits: FloatArray, temperature: float = 1.0) -> npt.NDArray[np.float64]:
+    weights = np.exp(logits.astype(np.float64) / temperature)
+    return np.asarray(weights / weights.sum())
 
 
-def test_large_logits_do_not_overflow() -> None:
-    assert log_probability(np.array([1e30, 0.0], np.float32), 0) == 0.0
+def draws(sampling: Sampling) -> Counter[int]:
+    return Counter(choose_token(LOGITS, sampling, position).token_id for position in range(DRAWS))
 
 
-def test_draws_follow_the_softmax() -> None:
-    sampling = Sampling(0.8, seed=5)
-    count = 20_000
-    draws = [choose_token(LOGITS, sampling, position).token_id for position in range(count)]
-    shares = np.bincount(draws, minlength=5) / count
-    wanted = softmax((LOGITS / np.float32(0.8)).astype(np.float32))
-    np.testing.assert_allclose(shares, wanted, atol=4 * math.sqrt(0.25 / count))
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    counts = draws(Sampling(temperature, seed=1234))
+    expected = softmax(LOGITS, temperature) * DRAWS
+    observed = [counts[token] for token in range(len(LOGITS))]
+    assert stats.chisquare(observed, expected).pvalue > 0.01
 
 
-def test_the_nucleus_leaves_out_the_tail() -> None:
-    sampling = Sampling(1.0, top_p=0.7, seed=1)
-    draws = {choose_token(LOGITS, sampling, position).token_id for position in range(500)}
-    assert draws == {1, 4}  # 0.47 and 0.28
+@pytest.mark.parametrize(("top_p", "kept"), [(0.1, [0]), (0.7, [0, 1, 5]), (1.0, list(range(8)))])
+def test_top_p_keeps_the_smallest_nucleus_and_its_proportions(
+    top_p: float, kept: list[int]
+) -> None:
+    counts = draws(Sampling(1.0, top_p, seed=7))
+    assert sorted(counts) == kept
+    if len(kept) > 1:
+        inside = softmax(LOGITS)[kept]
+        expected = inside / inside.sum() * DRAWS
+        assert stats.chisquare([counts[token] for token in kept], expected).pvalue > 0.01
 
 
-def test_a_small_nucleus_is_greedy() -> None:
-    sampling = Sampling(1.0, top_p=1e-9, seed=1)
-    assert {choose_token(LOGITS, sampling, p).token_id for p in range(200)} == {1}
+def test_ties_in_the_nucleus_are_kept_in_row_order() -> None:
+    flat = np.zeros(4, np.float32)
+    sampling = Sampling(1.0, 0.5, seed=1)
+    seen = {choose_token(flat, sampling, position).token_id for position in range(300)}
+    assert seen <= {0, 1, 2}
+    assert 3 not in seen
 
 
-def test_noise_depends_on_seed_and_position_alone() -> None:
-    first = gumbel_noise(9, 4, 100)
-    np.testing.assert_array_equal(first, gumbel_noise(9, 4, 100))
-    np.testing.assert_array_equal(first[:10], gumbel_noise(9, 4, 10))
-    assert not np.array_equal(first, gumbel_noise(9, 5, 100))
-    assert not np.array_equal(first, gumbel_noise(10, 4, 100))
-    assert np.isfinite(gumbel_noise(MAX_SEED, 2**31, 1000)).all()
+def test_greedy_takes_the_first_of_the_largest() -> None:
+    assert choose_token(LOGITS, GREEDY, 5).token_id == 0
+    assert choose_token(np.array([1, 3, 3], np.float32), GREEDY, 0).token_id == 1
 
 
-def test_noise_is_what_it_always_was() -> None:
-    """A change here would make old edges and new clouds draw different tokens."""
-    np.testing.assert_allclose(gumbel_noise(42, 3, 3), EXPECTED_NOISE, rtol=0, atol=1e-12)
+def test_a_replay_draws_the_same() -> None:
+    sampling = Sampling(1.0, 0.95, seed=99)
+    once = [choose_token(LOGITS, sampling, position) for position in range(200)]
+    again = [choose_token(LOGITS, sampling, position) for position in reversed(range(200))]
+    assert once == again[::-1]
 
 
-def test_positions_of_a_session_do_not_share_noise() -> None:
-    noise = np.stack([gumbel_noise(1, position, 64) for position in range(64)])
-    assert len(np.unique(noise)) == noise.size
+def test_seeds_and_positions_draw_apart() -> None:
+    first = gumbel_noise(1, 1, 1000)
+    for seed, position in ((1, 2), (2, 1), (MAX_SEED, 1), (0, 1)):
+        other = gumbel_noise(seed, position, 1000)
+        assert abs(np.corrcoef(first, other)[0, 1]) < 0.1
+    # nor is one position's noise a shifted copy of its neighbour's
+    assert not set(gumbel_noise(1, 2, 1000)) & set(first)
 
 
-def test_a_part_of_the_vocabulary_draws_with_its_tokens_noise() -> None:
-    logits = np.random.default_rng(0).standard_normal(50).astype(np.float32)
-    ids = np.array([1, 5, 8, 30, 49], np.int32)
-    masked = np.full(50, -1e9, np.float32)
-    masked[ids] = logits[ids]
-    for position in range(100):
-        sampling = Sampling(1.0, seed=2)
-        whole = choose_token(masked, sampling, position)
-        part = choose_token(logits[ids], sampling, position, vocabulary_ids=ids, vocabulary_size=50)
-        assert part.token_id == whole.token_id
+def test_noise_is_standard_gumbel_and_stays_as_it_is() -> None:
+    noise = gumbel_noise(5, 6, 50_000)
+    assert np.isfinite(noise).all()
+    assert stats.kstest(noise, "gumbel_r").pvalue > 0.01
+    # an edge and a cloud of different releases must draw alike
+    np.testing.assert_allclose(gumbel_noise(1, 2, 3), KNOWN_NOISE, rtol=1e-12)
+
+
+def test_a_longer_vocabulary_has_the_same_noise_in_front() -> None:
+    assert (gumbel_noise(3, 4, 100)[:10] == gumbel_noise(3, 4, 10)).all()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.5, seed=3), Sampling(1.0, 0.9, seed=4)])
+def test_a_partial_vocabulary_draws_as_the_full_one_without_the_rest(sampling: Sampling) -> None:
+    ids = np.array([1, 2, 5, 7], np.int32)
+    masked = np.full(8, -1e9, np.float32)
+    masked[ids] = LOGITS[ids]
+    for position in range(200):
+        part = choose_token(LOGITS[ids], sampling, position, vocabulary_ids=ids, vocabulary_size=8)
+        full = choose_token(masked, sampling, position)
+        assert part.token_id == full.token_id
+        assert part.logprob == pytest.approx(full.logprob, abs=1e-6)
+
+
+def test_the_logprob_is_that_of_temperature_one() -> None:
+    choice = choose_token(LOGITS, Sampling(0.3, 0.5, seed=8), 3)
+    wanted = math.log(softmax(LOGITS)[choice.token_id])
+    assert choice.logprob == pytest.approx(wanted, abs=1e-6)
+    assert log_probability(np.array([1000.0, 0.0], np.float32), 0) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "named"),
     [
-        {"temperature": -0.1},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"temperature": 101.0},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": math.nan},
-        {"seed": -1},
-        {"seed": 2**64},
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": 101.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": math.nan}, "top_p"),
+        ({"seed": -1}, "seed"),
+        ({"seed": MAX_SEED + 1}, "seed"),
     ],
 )
-def test_settings_out_of_range_are_refused(fields: dict[str, float]) -> None:
-    with pytest.raises(ConfigurationError):
+def test_settings_out_of_range_are_named(fields: dict[str, float], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
         Sampling(**fields)  # type: ignore[arg-type]
+
+
+def test_the_smallest_temperature_is_greedy_and_finite() -> None:
+    logits = np.array([3.0, 9.0, 9.5, -2.0], np.float32)
+    for temperature in (1e-300, 5e-324):
+        with np.errstate(all="ignore"):
+            assert choose_token(logits, Sampling(temperature, 1.0, 7), 3).token_id == 2
