@@ -76,12 +76,12 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed-run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "== packages (the first time takes a few minutes: torch and onnxruntime are large)"
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulator]'
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[simulator]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "== packages for development"
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.installed-run
 
 clean:

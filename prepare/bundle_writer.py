@@ -65,6 +65,8 @@ def write_bundle(
         manifest = _write_files(model, exits, staging, precisions, full_depth, report)
         manifest = manifest.model_copy(update={"recipe": recipe})
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
+        for path in staging.rglob("*"):  # some writers hide their files from other users
+            path.chmod(0o755 if path.is_dir() else 0o644)
         _put_in_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
