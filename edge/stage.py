@@ -23,10 +23,10 @@ from shared.model_bundle import Architecture
 
 VOCABULARY_KEY = "vocabulary_ids"
 _CPU = "cpu"
-# Long enough to bridge the gaps between one token's operators, short enough to leave the cores to
-# others between tokens.  With the default a busy machine decodes three times slower, as spinning
-# threads keep the working one waiting; without any, an idle one 1.5 times.
-_SPIN_MICROSECONDS = "50"
+# How long a thread of the pool waits actively for its next share of a run, before it sleeps.  Each
+# graph has a pool of its own, so waiting must end with the run, or the pools of the graphs before
+# would keep this one's threads from the cores.
+_SPIN_MICROSECONDS = "500"
 
 
 class Stage:
@@ -43,6 +43,7 @@ class Stage:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
         try:
             self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
