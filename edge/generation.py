@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # the command line knows modes and options before it loads a 
 
 T = TypeVar("T")
 
+# tokens between two looks at the event loop, where uploads and a user's Ctrl-C wait
+PREFILL_CHUNK = 128
+
 
 class Mode(Enum):
     """Who decides: the edge alone, both, or the cloud alone."""
@@ -119,11 +122,13 @@ class EdgeGeneration:
                 await self._extend([going_on])
 
     async def _extend(self, token_ids: Sequence[int]) -> None:
-        """Run the first segment on new tokens; their context is uploaded from here on."""
-        await self._run(partial(self._state.extend, token_ids))
-        self._token_ids.extend(token_ids)
-        if self._cloud is not None:
-            self._cloud.offer(self._state.positions)
+        """Run the first segment on new tokens, in chunks; each is uploaded while the next runs."""
+        for start in range(0, len(token_ids), PREFILL_CHUNK):
+            chunk = token_ids[start : start + PREFILL_CHUNK]
+            await self._run(partial(self._state.extend, chunk))
+            self._token_ids.extend(chunk)
+            if self._cloud is not None:
+                self._cloud.offer(len(self._token_ids))
 
     async def _decide(self, request: GenerationRequest, position: int) -> GeneratedToken:
         """Ask the exits from shallow to deep, then the cloud; alone, the last exit must do."""

@@ -87,6 +87,14 @@ def _fresh_exit(engine: EdgeEngine, text: list[int], index: int) -> int:
     return row if ids is None else int(ids[row])
 
 
+@pytest.mark.parametrize("length", [128, 129, 300])
+async def test_a_prompt_of_several_chunks_equals_the_unsplit_model(length: int) -> None:
+    prompt = tuple((7 * i * i) % 250 + 2 for i in range(length))
+    options = options_for(use_exits=False, context=ContextCodec.FLOAT32, max_tokens=6)
+    async with edge_and_cloud() as engine:
+        assert ids_of(await engine.generate(prompt, options)) == full_answer(prompt, 6)
+
+
 async def test_sampling_draws_the_same_tokens_on_either_side_of_the_wire() -> None:
     async with edge_and_cloud() as engine:
         for prompt in PROMPTS[:5]:
