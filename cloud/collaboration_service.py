@@ -56,6 +56,8 @@ from shared.tensor_codec import EncodedTensor, decode
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Collaboration"].full_name
 SESSION_METHOD = f"/{SERVICE_NAME}/Session"
 OPEN_SECONDS = 10.0
+# of hidden states in one message: unpacking keeps the event loop from everybody else
+MAX_ROWS = 1024
 
 _LOG = logging.getLogger("tandem.cloud")
 
@@ -228,9 +230,13 @@ class CollaborationService:
         self, stream: _Stream, session: HeldSession, engine: SessionEngine
     ) -> CloudMessage | None:
         """Hand messages to the engine; return the answer to Close, ``None`` without one."""
-        while message := await stream.receive():
+        while message := await self._next(stream, session):
             match message.body:
                 case Context(position, payload):
+                    if position > session.held and not engine.appending:
+                        raise ContextGapError(
+                            f"context starts at {position}, the cloud holds 0 to {session.held}"
+                        )  # before anything is unpacked
                     await engine.add_context(position, self._rows(session, payload))
                 case Escalate(position, burst):
                     await engine.escalate(message.step, position, burst)
@@ -245,6 +251,16 @@ class CollaborationService:
         await engine.finish()
         return None
 
+    async def _next(self, stream: _Stream, session: HeldSession) -> EdgeMessage | None:
+        """The next message; a stream that says nothing for as long as an idle session is kept
+        ends as if the edge had left, and its session becomes one that can be evicted."""
+        try:
+            async with asyncio.timeout(self._store.idle_seconds):
+                return await stream.receive()
+        except TimeoutError:
+            _LOG.info("session %s said nothing for %.0f s", session.key, self._store.idle_seconds)
+            return None
+
     def _rows(
         self, session: HeldSession, payload: EncodedTensor | tuple[int, ...]
     ) -> npt.NDArray[Any]:
@@ -253,7 +269,7 @@ class CollaborationService:
         if isinstance(payload, EncodedTensor):
             if session.kind is not ContextKind.HIDDEN_STATES:
                 raise InvalidMessageError("hidden states in a session of token ids")
-            return decode(payload, max_rows=arch.max_positions, columns=arch.hidden_size)
+            return decode(payload, max_rows=MAX_ROWS, columns=arch.hidden_size)
         if session.kind is not ContextKind.TOKEN_IDS:
             raise InvalidMessageError("token ids in a session of hidden states")
         if max(payload) >= arch.vocabulary_size:

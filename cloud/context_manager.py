@@ -39,7 +39,8 @@ class SessionKey:
     session_id: bytes
 
     def __str__(self) -> str:
-        return f"{self.tenant}/{self.session_id.hex()}"
+        # enough to tell sessions apart in a log, too little to take one over
+        return f"{self.tenant}/{self.session_id.hex()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,11 @@ class ContextStore:
         self._arch, self._cut, self._new_cache = arch, cut, new_cache
         self._limits, self._clock = limits, clock
         self._sessions: dict[SessionKey, HeldSession] = {}
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long a session without a stream is kept, and a stream without a message."""
+        return self._limits.idle_seconds
 
     def __len__(self) -> int:
         return len(self._sessions)

@@ -105,6 +105,11 @@ class SessionEngine:
         """Wait until every escalation is answered."""
         await self._until(lambda: not self._pending and not self._busy)
 
+    @property
+    def appending(self) -> bool:
+        """Whether a burst adds context by itself, now or before the next message counts."""
+        return self._burst_ahead()
+
     def _burst_ahead(self) -> bool:
         return self._bursting or any(question.burst for question in self._pending)
 

@@ -13,6 +13,7 @@ from edge import options as opt
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
 from edge.generation import Mode
+from shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
@@ -70,6 +71,8 @@ def generate(
     from edge.engine import EdgeEngine, GenerationOptions  # noqa: PLC0415
     from shared.chat import Message  # noqa: PLC0415
 
+    if not cloud and (cloud_ca or client_cert or client_key or plaintext_token):
+        raise ConfigurationError("TLS and token options are for a cloud: name it with --cloud")
     endpoint = cloud and CloudEndpoint(
         cloud, token, cloud_ca, client_cert, client_key, plaintext_token
     )
@@ -84,7 +87,7 @@ def generate(
     engine = EdgeEngine(
         opt.load_bundle(bundle), precision, threads=threads, endpoint=endpoint or None
     )
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _prompt_text(prompt)
     messages = [Message("user", text)]
     if system is not None:
         messages.insert(0, Message("system", system))
@@ -94,6 +97,18 @@ def generate(
         engine.close()
     if as_json:
         print(json.dumps(result.as_record(), ensure_ascii=False))
+
+
+def _prompt_text(prompt: str) -> str:
+    """The argument or, for ``-``, standard input; what is not UTF-8 or empty is refused."""
+    try:
+        text = sys.stdin.read() if prompt == "-" else prompt
+        text.encode("utf-8")
+    except UnicodeError:
+        raise ConfigurationError("the prompt is not UTF-8 text") from None
+    if not text.strip():
+        raise ConfigurationError("the prompt is empty")
+    return text
 
 
 async def _answer(

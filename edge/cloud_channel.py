@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import grpc
-import grpc.aio
+from typing import TYPE_CHECKING
 
 from shared.errors import ConfigurationError
 from shared.pem import read_pem
 
 _ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$")
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
+if TYPE_CHECKING:
+    import grpc.aio
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CloudEndpoint:
     """
 
     address: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
@@ -49,7 +49,7 @@ class CloudEndpoint:
             raise ConfigurationError("a client certificate needs TLS: name the cloud's CA as well")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
             raise ConfigurationError("the cloud token holds characters that no token has")
-        exposed = self.token and not self.ca and not self.address.startswith(_LOOPBACK)
+        exposed = self.token and not self.ca and not _is_loopback(match[1].strip("[]"))
         if exposed and not self.plaintext_token:
             raise ConfigurationError(
                 "the token would travel in the clear: name the cloud's CA (--cloud-ca), or say "
@@ -63,6 +63,8 @@ class CloudEndpoint:
 
     def channel(self) -> grpc.aio.Channel:
         """A new channel; raise :class:`ConfigurationError` for certificates that do not load."""
+        import grpc.aio  # noqa: PLC0415  (the command line knows endpoints without it)
+
         options = [
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),
@@ -79,3 +81,12 @@ class CloudEndpoint:
             certificate_chain=read_pem(self.certificate) if self.certificate else None,
         )
         return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -82,10 +82,21 @@ class _Question:
     answered: int = 0
     asked: bool = False  # on the connection at hand
 
+    @property
+    def next_position(self) -> int:
+        """The first position without an answer."""
+        return self.position + self.answered
+
+    @property
+    def open(self) -> bool:
+        """Whether it is yet to be asked on this connection."""
+        return not self.asked and self.answered <= self.burst
+
 
 @dataclass
 class WireCounter:
-    """Bytes of messages, gRPC and HTTP/2 framing included, connection set-up left out."""
+    """Bytes of messages with an estimate of their gRPC and HTTP/2 framing; connection set-up and
+    TLS are left out."""
 
     uploaded: int = 0
     downloaded: int = 0
@@ -125,6 +136,7 @@ class CloudSession:
         self._truncation_step = 0
         self._questions: dict[int, _Question] = {}
         self._closing = False
+        self._ended = False
         self._wake = asyncio.Event()
         self._call: _Call | None = None
         self._given_up: _Call | None = None  # the call that the watch over silence cancelled
@@ -146,6 +158,7 @@ class CloudSession:
             self._closing = True
             self._wake.set()
             await asyncio.wait([self._task], timeout=self._endpoint.answer_seconds)
+        self._ended = True
         self._task.cancel()
         # whatever the session died of was told to whoever waited for a decision
         with contextlib.suppress(asyncio.CancelledError, TandemError):
@@ -209,7 +222,7 @@ class CloudSession:
                 if self._clock() >= deadline:
                     raise DeadlineExceededError(
                         f"the cloud at {endpoint.address} did not decide position "
-                        f"{question.position + question.answered} in time"
+                        f"{question.next_position} in time"
                     )
                 if self._call is not None:
                     self._given_up = self._call
@@ -221,10 +234,10 @@ class CloudSession:
         """Connect, serve, and reconnect with jittered back-off until closed or given up."""
         silent_since = self._clock()
         attempt = 0
-        while True:
+        while not self._ended:  # a task group may report a child's error in place of a cancellation
             heard_before = self.wire.downloaded
             try:
-                return await self._serve_one_connection()
+                await self._serve_one_connection()
             except CloudUnavailableError as error:
                 if self.wire.downloaded > heard_before:
                     silent_since, attempt = self._clock(), 0
@@ -238,6 +251,8 @@ class CloudSession:
                     # the transport below may be half open: another stream on it would be silent too
                     await self._channel.close()
                     self._channel = self._endpoint.channel()
+            else:
+                return
             self.reconnects += 1
             attempt += 1
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(2.0, 0.05 * 2**attempt))  # noqa: S311
@@ -294,10 +309,13 @@ class CloudSession:
                         )
                     self._sent = stop
                     await self._write(call, Context(start, self._source.payload(start, stop)))
-                for question in [q for q in self._questions.values() if not q.asked]:
+                for question in list(self._questions.values()):
+                    # after a break, what a burst goes on from must be offered again first
+                    if not question.open or question.next_position > self._sent:
+                        continue
                     question.asked = True
                     rest = question.burst - question.answered
-                    await self._write(call, Escalate(question.position + question.answered, rest))
+                    await self._write(call, Escalate(question.next_position, rest))
                 if self._closing:
                     await self._write(call, Close())
                     return
@@ -308,8 +326,9 @@ class CloudSession:
             message = await self._read(call)
             match message.body:
                 case Decision() as decision:
-                    if message.step > self._truncation_step:
-                        self._unproven_truncation = self._unsent_truncation
+                    if self._unsent_truncation is not None or message.step < self._truncation_step:
+                        continue  # it answers a question about text that was withdrawn since
+                    self._unproven_truncation = None
                     self._hand_over(decision)
                 case Closed() as closed:
                     self.closed = closed
@@ -321,7 +340,7 @@ class CloudSession:
     def _hand_over(self, decision: Decision) -> None:
         """Give a decision to whoever asked; one that was answered before (a replay) is dropped."""
         for question in self._questions.values():
-            if question.position + question.answered == decision.position:
+            if question.next_position == decision.position:
                 question.answered += 1
                 question.answers.put_nowait(decision)
                 if question.answered <= question.burst:

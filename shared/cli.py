@@ -17,6 +17,11 @@ from rich.console import Console
 from shared.errors import TandemError
 
 _GROUP = "tandem.commands"
+_EXTRAS = {
+    "edge": ("grpc", "jinja2", "onnxruntime", "tokenizers"),
+    "cloud": ("grpc_health", "grpc_reflection", "torch"),
+    "prepare": ("gguf", "onnx", "scipy"),
+}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -67,14 +72,17 @@ def main() -> None:
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing in sys.stdlib_module_names or missing == "":
+        extra = next((name for name, packages in _EXTRAS.items() if missing in packages), None)
+        if extra is None:
             raise
         errors.print(
-            f"[bold red]error:[/] this command needs the package {missing!r}, which belongs to an "
-            "extra that is not installed: pip install 'tandem\\[edge]', 'tandem\\[cloud]' or "
-            "'tandem\\[prepare]'"
+            f"[bold red]error:[/] this command needs the package {missing!r}: "
+            f"pip install 'tandem\\[{extra}]'"
         )
         sys.exit(2)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        errors.print(f"[bold red]error:[/] {_plain(str(error))}")
+        sys.exit(1)
     except (KeyboardInterrupt, asyncio.CancelledError):
         errors.print("interrupted")
         sys.exit(_INTERRUPTED)

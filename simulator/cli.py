@@ -80,7 +80,10 @@ def demo(
 
 def evaluate(
     prompts: Annotated[
-        Path, typer.Option("--prompts", help="JSONL; each line holds prompt or turns.")
+        Path,
+        typer.Option(
+            "--prompts", help="JSONL; each line holds prompt, or turns (the first is asked)."
+        ),
     ],
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First so many only.")] = None,
     max_tokens: opt.MaxTokens = 128,

@@ -83,7 +83,7 @@ def closing_table(engine: EdgeEngine, outcomes: Sequence[ModeOutcome]) -> Table:
             *shares,
             f"{figures.uploaded_bytes_per_token:.0f}",
             f"{sum(result.downloaded_bytes for result in free) / tokens:.0f}",
-            f"{figures.cloud_layer_share:.0%}",
+            "?" if figures.cloud_layer_share is None else f"{figures.cloud_layer_share:.0%}",
             f"{figures.agreement:.1%}",
         )
     return table

@@ -44,7 +44,7 @@ class Evaluation:
     rouge_l: float
     cloud_request_rate: float
     origin_shares: dict[str, float]
-    cloud_layer_share: float
+    cloud_layer_share: float | None
     uploaded_bytes_per_token: float
 
 
@@ -113,13 +113,18 @@ def summarize(
         ),
         cloud_request_rate=_share(requests, len(tokens)),
         origin_shares={o: _share(n, len(tokens)) for o, n in sorted(origins.items())},
-        cloud_layer_share=_share(
-            sum(result.cloud_layer_positions for result in free), layers * positions
-        ),
+        cloud_layer_share=_layer_share(free, layers * positions),
         uploaded_bytes_per_token=round(
             sum(result.uploaded_bytes for result in free) / max(1, len(tokens)), 1
         ),
     )
+
+
+def _layer_share(results: Sequence[GenerationResult], whole: int) -> float | None:
+    """``None`` where a session broke off, so that its cost is not known."""
+    computed = [result.cloud_layer_positions for result in results]
+    known = [count for count in computed if count is not None]
+    return _share(sum(known), whole) if len(known) == len(computed) else None
 
 
 def _same(outcome: PromptOutcome) -> bool:

@@ -15,7 +15,7 @@ from cloud.context_manager import StoreLimits
 from cloud.server import CloudServer
 from edge.cloud_session import CloudSession
 from edge.context_source import ContextCodec, TokenSource
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine, Generation, GenerationOptions
 from edge.generation import Mode
 from shared.errors import (
     AuthenticationError,
@@ -25,7 +25,7 @@ from shared.errors import (
 )
 from shared.sampling import GREEDY
 from simulator.local_cloud import LocalCloud
-from tests.cloud_harness import settings_for, tiny_bundle
+from tests.cloud_harness import eventually, settings_for, tiny_bundle
 from tests.edge_harness import (
     PROMPTS,
     BreakableLink,
@@ -71,6 +71,79 @@ async def test_a_restart_of_the_cloud_in_the_middle_does_not_change_the_text(
                 again = CloudServer(settings_for(tiny_bundle(), port=port))
                 await second.enter_async_context(again)
     assert found == wanted
+
+
+async def _queued(generation: Generation, answers: int) -> None:
+    """Wait until so many answers have come, whether taken or not."""
+    cloud = generation._cloud
+    assert cloud is not None
+    await eventually(lambda: cloud._questions[len(PROMPT)].answered >= answers)
+
+
+async def _served(server: CloudServer) -> None:
+    await eventually(lambda: server.service.open_streams == 1)
+
+
+async def test_a_restart_behind_a_slow_reader_does_not_change_the_text() -> None:
+    """Answers wait in the edge, taken by nobody yet, when the cloud forgets everything."""
+    options = options_for(Mode.CLOUD_ONLY, max_tokens=40)
+    wanted = await undisturbed(options)
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        settings = settings_for(tiny_bundle(), drain_seconds=0.0)
+        server = await first.enter_async_context(CloudServer(settings))
+        port = int(server.address.rpartition(":")[2])
+        engine = await second.enter_async_context(edge_engine(server.address))
+        generation = engine.generation(PROMPT, options)
+        found = []
+        async for token in generation.run():
+            found.append(token.token_id)
+            if len(found) == 3:
+                await _queued(generation, 8)
+                await first.aclose()
+                again = CloudServer(settings_for(tiny_bundle(), port=port))
+                await second.enter_async_context(again)
+                await _served(again)
+    assert found == wanted
+
+
+async def test_a_link_cut_after_the_last_answer_arrived_is_no_error() -> None:
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        BreakableLink(server.address) as link,
+        edge_engine(link.address) as engine,
+    ):
+        generation = engine.generation(PROMPT, options_for(Mode.CLOUD_ONLY, max_tokens=6))
+        found = []
+        async for token in generation.run():
+            found.append(token.token_id)
+            if len(found) == 1:
+                await _queued(generation, 6)
+                link.cut()
+                await eventually(lambda: link.connections == 2)
+    assert found == full_answer(PROMPT, 6)
+
+
+async def test_a_late_answer_about_withdrawn_text_is_not_taken_for_a_new_one() -> None:
+    first, second = [*PROMPT, 50, 51, 52], [*PROMPT, 60, 61, 62]
+    wanted = full_answer(second, 1)[0]
+    async with edge_and_cloud() as engine:
+        assert engine.endpoint is not None
+        ids = list(first)
+        fingerprint = tiny_bundle().manifest.fingerprint
+        async with CloudSession(engine.endpoint, fingerprint, GREEDY, TokenSource(ids)) as cloud:
+            for _ in range(25):
+                ids[:] = first
+                cloud.offer(len(ids))
+                asking = asyncio.create_task(cloud.decide(len(ids)))
+                await eventually(lambda: bool(cloud._questions))
+                await asyncio.sleep(0)
+                asking.cancel()
+                await asyncio.wait([asking])
+                cloud.truncate(len(PROMPT))
+                ids[:] = second
+                cloud.offer(len(ids))
+                assert (await cloud.decide(len(ids))).token_id == wanted
+                cloud.truncate(len(PROMPT))
 
 
 async def test_a_killed_cloud_process_that_comes_back_does_not_change_the_text() -> None:

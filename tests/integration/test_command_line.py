@@ -66,7 +66,10 @@ def test_help_names_every_command_and_shows_examples() -> None:
 def test_generate_prints_text_and_a_summary(cloud: str) -> None:
     done = tandem("generate", "hello", "--cloud", cloud, "--precision", "float32",
                   "--max-tokens", "8")  # fmt: skip
-    assert "tokens" in done.stdout.splitlines()[-1]
+    assert "tokens" in done.stderr.splitlines()[-1], "a pipe gets the text alone"
+    assert done.stdout.strip()
+    assert "tokens," not in done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_generate_as_json_in_every_mode(cloud: str) -> None:
@@ -125,6 +128,8 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["generate", "x", "--mode", "collaborative"], 2, "--cloud"),
         (["generate", "x", "--threshold", "2"], 2, "threshold"),
         (["generate", "x", "--top-p", "0"], 2, "top-p"),
+        (["generate", " "], 2, "empty"),
+        (["generate", "x", "--cloud-ca", "ca.pem"], 2, "--cloud"),
         (["generate", "x", "--cloud", "nonsense"], 2, "HOST:PORT"),
         (["generate", "x", "--max-tokens", "100000"], 2, "--max-tokens"),
         (["evaluate", "--prompts", "/nowhere"], 2, "cannot be read"),

@@ -124,7 +124,7 @@ async def test_every_codec_carries_an_answer(context: ContextCodec) -> None:
         result = await engine.generate(PROMPTS[4], options_for(context=context, threshold=1.0))
     assert result.tokens
     assert result.uploaded_bytes > 0
-    assert result.cloud_layer_positions > 0
+    assert result.cloud_layer_positions
 
 
 async def test_coarser_codes_send_fewer_bytes() -> None:

@@ -135,8 +135,9 @@ class EdgeMessage(google.protobuf.message.Message):
     TRUNCATE_FIELD_NUMBER: builtins.int
     CLOSE_FIELD_NUMBER: builtins.int
     step: builtins.int
-    """Rises with every message of a session and goes on after a reconnect.  A message that is sent
-    again keeps its step: it is answered again, and computed once.
+    """Rises with every message of a session and goes on after a reconnect; an answer repeats it.  A
+    question asked again on a new connection has a new step; being about the same position and
+    context, it is answered again and computed once.
     """
     position: builtins.int
     """Open: unused, 0.  Context: first position of the payload.  Escalate: the position to decide,

@@ -25,6 +25,16 @@ def test_a_token_does_not_leave_the_machine_in_the_clear_unless_told_to() -> Non
     CloudEndpoint("cloud.example:7070", "t0ken", plaintext_token=True)
 
 
+@pytest.mark.parametrize("address", ["127.attacker.example:1", "localhost.example:1", "10.0.0.1:1"])
+def test_a_name_that_looks_like_loopback_is_not(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="in the clear"):
+        CloudEndpoint(address, "t0ken")
+
+
+def test_a_token_is_not_shown() -> None:
+    assert "t0ken" not in repr(CloudEndpoint("localhost:1", "t0ken"))
+
+
 def test_a_token_with_a_line_break_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="characters"):
         CloudEndpoint("localhost:7070", "t0ken\r\nx: y")

