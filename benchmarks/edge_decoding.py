@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import llama_cpp  # noqa: F401, PLC0415
     except ImportError:
-        print("llama-cpp-python is missing: pip install 'tandem[bench]'", file=sys.stderr)
+        print("llama-cpp-python is missing: pip install '.[bench]'", file=sys.stderr)
         return 2
     try:
         bundle = ModelBundle.load(options.bundle or default_bundle_folder())

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge import options as opt
-from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
 from edge.generation import Mode
 from shared.errors import ConfigurationError
@@ -71,11 +70,7 @@ def generate(
     from edge.engine import EdgeEngine, GenerationOptions  # noqa: PLC0415
     from shared.chat import Message  # noqa: PLC0415
 
-    if not cloud and (cloud_ca or client_cert or client_key or plaintext_token):
-        raise ConfigurationError("TLS and token options are for a cloud: name it with --cloud")
-    endpoint = cloud and CloudEndpoint(
-        cloud, token, cloud_ca, client_cert, client_key, plaintext_token
-    )
+    endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
     options = GenerationOptions(
         mode=opt.choose_mode(mode, cloud),
         threshold=threshold,
@@ -84,9 +79,7 @@ def generate(
         context=context,
         use_exits=not no_exits,
     )
-    engine = EdgeEngine(
-        opt.load_bundle(bundle), precision, threads=threads, endpoint=endpoint or None
-    )
+    engine = EdgeEngine(opt.load_bundle(bundle), precision, threads=threads, endpoint=endpoint)
     text = _prompt_text(prompt)
     messages = [Message("user", text)]
     if system is not None:
@@ -120,8 +113,12 @@ async def _answer(
         return await engine.generate(prompt_ids, options)
     generation = engine.generation(prompt_ids, options)
     display = TokenDisplay(engine)
-    async for token in generation.run():
-        display.show(token)
+    try:
+        async for token in generation.run():
+            display.show(token)
+    except BaseException:
+        display.break_off()
+        raise
     result = generation.result()
     display.finish(result)
     return result

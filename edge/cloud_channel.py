@@ -27,7 +27,8 @@ class CloudEndpoint:
         certificate, key: PEM files of the edge's own certificate, where the cloud asks for one.
         plaintext_token: send the token in the clear to other machines too.
         answer_seconds: how long to wait for a decision before the connection is given up.
-        give_up_seconds: how long to go on reconnecting without a word from the cloud.
+        give_up_seconds: how long to go on reconnecting without a word from a cloud that was there.
+        connect_seconds: the same for a cloud that has never answered.
     """
 
     address: str
@@ -38,6 +39,7 @@ class CloudEndpoint:
     plaintext_token: bool = False
     answer_seconds: float = 15.0
     give_up_seconds: float = 30.0
+    connect_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         match = _ADDRESS.match(self.address)

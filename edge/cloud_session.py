@@ -241,12 +241,7 @@ class CloudSession:
             except CloudUnavailableError as error:
                 if self.wire.downloaded > heard_before:
                     silent_since, attempt = self._clock(), 0
-                silence = self._clock() - silent_since
-                if silence >= self._endpoint.give_up_seconds:
-                    raise CloudUnavailableError(
-                        f"no answer from the cloud at {self._endpoint.address} for "
-                        f"{silence:.0f} s ({error})"
-                    ) from error
+                self._check_patience(self._clock() - silent_since, error)
                 if isinstance(error, DeadlineExceededError):
                     # the transport below may be half open: another stream on it would be silent too
                     await self._channel.close()
@@ -256,6 +251,20 @@ class CloudSession:
             self.reconnects += 1
             attempt += 1
             await asyncio.sleep(random.uniform(0.5, 1.0) * min(2.0, 0.05 * 2**attempt))  # noqa: S311
+
+    def _check_patience(self, silence: float, error: CloudUnavailableError) -> None:
+        """Raise where the cloud has been silent for longer than it may be."""
+        endpoint = self._endpoint
+        if self.wire.downloaded:
+            if silence >= endpoint.give_up_seconds:
+                raise CloudUnavailableError(
+                    f"no answer from the cloud at {endpoint.address} for {silence:.0f} s ({error})"
+                ) from error
+        elif silence >= min(endpoint.connect_seconds, endpoint.give_up_seconds):
+            raise CloudUnavailableError(
+                f"the cloud at {endpoint.address} cannot be reached ({error}): check the address, "
+                "and that both sides use TLS (--cloud-ca) or neither does"
+            ) from error
 
     async def _serve_one_connection(self) -> None:
         """Open, then send and receive until closed; raises a typed error where it breaks."""
@@ -291,7 +300,10 @@ class CloudSession:
         return opened
 
     async def _send(self, call: _Call, opened: Opened) -> None:
-        """Forward what there is, in order: truncation, context, questions."""
+        """Forward what there is: truncation before context, context before questions.
+
+        One message a turn: while it is written the edge may truncate, which then comes first.
+        """
         room = max(1, (opened.max_message_bytes - 1024) // self._source.bytes_per_position)
         rows = min(room, _MAX_ROWS)
         with contextlib.suppress(CloudUnavailableError):  # the receiving task tells why
@@ -300,8 +312,12 @@ class CloudSession:
                 if self._unsent_truncation is not None:
                     at, self._unsent_truncation = self._unsent_truncation, None
                     self._sent = min(self._sent, at)
-                    self._truncation_step = await self._write(call, Truncate(at))
-                while self._sent < self._offered:
+                    self._truncation_step = self._step + 1
+                    await self._write(call, Truncate(at))
+                elif self._closing:
+                    await self._write(call, Close())
+                    return
+                elif self._sent < self._offered:
                     start, stop = self._sent, min(self._offered, self._sent + rows)
                     if stop > opened.max_positions:
                         raise BudgetExceededError(
@@ -309,17 +325,17 @@ class CloudSession:
                         )
                     self._sent = stop
                     await self._write(call, Context(start, self._source.payload(start, stop)))
-                for question in list(self._questions.values()):
-                    # after a break, what a burst goes on from must be offered again first
-                    if not question.open or question.next_position > self._sent:
-                        continue
+                elif (question := self._next_question()) is not None:
                     question.asked = True
                     rest = question.burst - question.answered
                     await self._write(call, Escalate(question.next_position, rest))
-                if self._closing:
-                    await self._write(call, Close())
-                    return
-                await self._wake.wait()
+                else:
+                    await self._wake.wait()
+
+    def _next_question(self) -> _Question | None:
+        """One that can be asked; what a broken burst goes on from must be offered again first."""
+        ready = (q for q in self._questions.values() if q.open and q.next_position <= self._sent)
+        return next(ready, None)
 
     async def _receive(self, call: _Call, sender: asyncio.Task[None]) -> None:
         while True:
@@ -348,14 +364,12 @@ class CloudSession:
                     self._sent = max(self._sent, decision.position + 1)
                 return
 
-    async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> int:
-        """Send one message; return its step."""
+    async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> None:
         self._step += 1
         message = edge_message_to_proto(EdgeMessage(self._step, body))
         self.wire.uploaded += message.ByteSize() + _FRAMING_BYTES
         with self._typed_transport_errors(call):
             await call.write(message)
-        return self._step
 
     async def _read(self, call: _Call) -> CloudMessage:
         with self._typed_transport_errors(call):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
 from edge.generation import Mode
 from shared.errors import ConfigurationError
@@ -100,6 +101,22 @@ def choose_mode(mode: Mode | None, cloud: str | None) -> Mode:
     if mode is not None:
         return mode
     return Mode.COLLABORATIVE if cloud else Mode.STANDALONE
+
+
+def make_endpoint(
+    cloud: str | None,
+    token: str | None,
+    ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    plaintext_token: bool,
+) -> CloudEndpoint | None:
+    """How to reach the cloud, ``None`` where none is named (a token may lie in the environment)."""
+    if cloud:
+        return CloudEndpoint(cloud, token, ca, certificate, key, plaintext_token)
+    if ca or certificate or key or plaintext_token:
+        raise ConfigurationError("TLS and token options are for a cloud: name it with --cloud")
+    return None
 
 
 def make_sampling(temperature: float, top_p: float, seed: int | None) -> Sampling:

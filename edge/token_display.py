@@ -33,6 +33,7 @@ class TokenDisplay:
         self._engine = engine
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._mid_line = False
 
     def show(self, token: GeneratedToken) -> None:
         """Print what ``token`` adds to the text."""
@@ -40,6 +41,12 @@ class TokenDisplay:
         if piece:
             self._console.print(Text(piece, style_of(token.origin)), end="")
             self._console.file.flush()
+            self._mid_line = True
+
+    def break_off(self) -> None:
+        """End the line of an answer that does not go on."""
+        if self._mid_line:
+            self._console.print()
 
     def finish(self, result: GenerationResult) -> None:
         """End the line and print the summary below it (to standard error where text is piped)."""

@@ -92,7 +92,9 @@ def prepare(
     from prepare.exit_weights import ExitSet  # noqa: PLC0415
     from prepare.weight_source import SMOLLM2  # noqa: PLC0415
 
-    console = Console(stderr=True, highlight=False)
+    if local is not None and not local.exists():
+        raise ConfigurationError(f"--from {local}: there is no such file or folder")
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     folder = bundle or default_bundle_folder()
     exits_folder = exits or _EXITS_FOLDER
     recipe = recipe_of(SMOLLM2.member_sha256, exits_folder)

@@ -7,6 +7,7 @@ none of them; a part whose extra is not installed says so when it is called.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
@@ -64,7 +65,9 @@ def _register(app: typer.Typer, point: EntryPoint) -> None:
 
 def main() -> None:
     """Run the command; typed errors become one line and their exit code."""
-    errors = Console(stderr=True, highlight=False)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    # gRPC's own log would run through the text; what it says arrives as typed errors
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         build_app()()
     except TandemError as error:
@@ -76,8 +79,8 @@ def main() -> None:
         if extra is None:
             raise
         errors.print(
-            f"[bold red]error:[/] this command needs the package {missing!r}: "
-            f"pip install 'tandem\\[{extra}]'"
+            f"[bold red]error:[/] this command needs {missing}: install Tandem with its {extra} "
+            f"extra, in its folder: pip install '.\\[{extra}]'"
         )
         sys.exit(2)
     except OSError as error:  # a disk that is full, a folder that may not be written

@@ -94,6 +94,9 @@ def evaluate(
     cloud: opt.Cloud = None,
     token: opt.Token = None,
     cloud_ca: opt.CloudCa = None,
+    client_cert: opt.Certificate = None,
+    client_key: opt.Key = None,
+    plaintext_token: opt.PlaintextToken = False,
     bundle: opt.Bundle = None,
     precision: opt.Precision = opt.DEFAULT_PRECISION,
     threads: opt.Threads = None,
@@ -112,7 +115,7 @@ def evaluate(
         context=context,
         use_exits=not no_exits,
     )
-    endpoint = CloudEndpoint(cloud, token, cloud_ca) if cloud else None
+    endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
     loaded = opt.load_bundle(bundle)
     report = asyncio.run(_evaluate(loaded, precision, threads, endpoint, options, prompts, limit))
     if as_json:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rich import box
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
 from edge.generation import Mode
 from edge.token_display import TokenDisplay, style_of
 from shared.chat import Message
-from simulator.evaluation import PromptOutcome, evaluate_prompt, summarize
+from simulator.evaluation import PromptOutcome, checked_against, summarize
 
 PROMPTS = (
     "Why is the sky blue? Answer in two sentences.",
@@ -48,16 +50,28 @@ async def run_demo(
             for prompt, ids in zip(prompts, encoded, strict=True)
         ]
     console.print(_legend(engine))
+    return await _check(engine, options, encoded, answers, console)
+
+
+async def _check(
+    engine: EdgeEngine,
+    options: GenerationOptions,
+    encoded: Sequence[Sequence[int]],
+    answers: dict[Mode, list[GenerationResult]],
+    console: Console,
+) -> list[ModeOutcome]:
+    """Force every mode along the full model's answers, to count where it agrees."""
     outcomes = []
-    with console.status("holding every answer against the full model's …"):
+    references = answers[Mode.CLOUD_ONLY]
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        total = len(answers) * len(encoded)
+        task = progress.add_task("holding each answer against the full model's", total=total)
         for mode, spoken in answers.items():
             wanted = replace(options, mode=mode)
-            checked = [
-                replace(await evaluate_prompt(engine, ids, wanted, reference), free=free)
-                for ids, reference, free in zip(
-                    encoded, answers[Mode.CLOUD_ONLY], spoken, strict=True
-                )
-            ]
+            checked = []
+            for ids, reference, free in zip(encoded, references, spoken, strict=True):
+                checked.append(await checked_against(engine, ids, wanted, reference, free))
+                progress.advance(task)
             outcomes.append(ModeOutcome(wanted, checked))
     return outcomes
 
@@ -65,12 +79,15 @@ async def run_demo(
 def closing_table(engine: EdgeEngine, outcomes: Sequence[ModeOutcome]) -> Table:
     """One row a mode: speed, where tokens came from, bytes, the cloud's work, agreement."""
     exits = [info.name for info in engine.bundle.manifest.exits]
-    table = Table(title="what it cost", title_justify="left")
-    table.add_column("mode")
-    for heading in ("tokens/s", *exits, "cloud", "B/token up", "B/token down"):
-        table.add_column(heading, justify="right")
-    table.add_column("cloud's layer-work", justify="right")
-    table.add_column("agreement", justify="right")
+    table = Table(
+        title="what it cost (bytes are per token; cloud work: share of the model's layer-work)",
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1),
+    )
+    table.add_column("mode", no_wrap=True)
+    for heading in ("tokens/s", *exits, "cloud", "B up", "B down", "cloud work", "agreement"):
+        table.add_column(heading, justify="right", no_wrap=True)
     layers = engine.bundle.manifest.architecture.layers
     for outcome in outcomes:
         figures = summarize(outcome.outcomes, outcome.options, layers)

@@ -64,6 +64,17 @@ async def evaluate_prompt(
 ) -> PromptOutcome:
     """Run one prompt freely, then forced along ``reference`` (its token ids)."""
     free = await engine.generate(prompt_ids, options)
+    return await checked_against(engine, prompt_ids, options, reference, free)
+
+
+async def checked_against(
+    engine: EdgeEngine,
+    prompt_ids: Sequence[int],
+    options: GenerationOptions,
+    reference: GenerationResult,
+    free: GenerationResult,
+) -> PromptOutcome:
+    """Force a prompt that was answered (``free``) along ``reference`` and count agreement."""
     wanted = tuple(token.token_id for token in reference.tokens)
     if options.mode is Mode.CLOUD_ONLY:
         agreeing = sum(
