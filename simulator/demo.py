@@ -80,13 +80,18 @@ def closing_table(engine: EdgeEngine, outcomes: Sequence[ModeOutcome]) -> Table:
     """One row a mode: speed, where tokens came from, bytes, the cloud's work, agreement."""
     exits = [info.name for info in engine.bundle.manifest.exits]
     table = Table(
-        title="what it cost (bytes are per token; cloud work: share of the model's layer-work)",
+        title="what it cost",
+        caption="up, down: bytes per token · work: the cloud's share of the model's layer-work\n"
+        "agree: agreement with the full model, word by word along its own answer",
         title_justify="left",
+        caption_justify="left",
         box=box.SIMPLE,
         padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("mode", no_wrap=True)
-    for heading in ("tokens/s", *exits, "cloud", "B up", "B down", "cloud work", "agreement"):
+    for heading in ("tokens/s", *exits, "cloud", "up", "down", "work", "agree"):
         table.add_column(heading, justify="right", no_wrap=True)
     layers = engine.bundle.manifest.architecture.layers
     for outcome in outcomes:
