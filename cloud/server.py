@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -29,7 +28,7 @@ from cloud.deep_model import DeepModel
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle
-from shared.pem import read_pem
+from shared.transport import is_loopback, read_pem
 
 _LOG = logging.getLogger("tandem.cloud")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,7 +77,7 @@ class CloudSettings:
             raise ConfigurationError("--client-ca needs --tls-cert and --tls-key")
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError("--threads must be 1 or more")
-        if _is_loopback(self.host) or self.insecure:
+        if is_loopback(self.host) or self.insecure:
             return
         if not (self.tokens or self.client_ca):
             raise ConfigurationError(
@@ -221,15 +220,6 @@ def _listen(server: Any, settings: CloudSettings) -> int:
     if not port:
         raise ConfigurationError(f"cannot listen on {address}: certificate or address refused")
     return int(port)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _joined(host: str, port: int) -> str:

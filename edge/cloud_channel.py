@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.errors import ConfigurationError
-from shared.pem import read_pem
+from shared.transport import is_loopback, read_pem
 
 _ADDRESS = re.compile(r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$")
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class CloudEndpoint:
             raise ConfigurationError("a client certificate needs TLS: name the cloud's CA as well")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
             raise ConfigurationError("the cloud token holds characters that no token has")
-        exposed = self.token and not self.ca and not _is_loopback(match[1].strip("[]"))
+        exposed = self.token and not self.ca and not is_loopback(match[1].strip("[]"))
         if exposed and not self.plaintext_token:
             raise ConfigurationError(
                 "the token would travel in the clear: name the cloud's CA (--cloud-ca), or say "
@@ -83,12 +82,3 @@ class CloudEndpoint:
             certificate_chain=read_pem(self.certificate) if self.certificate else None,
         )
         return grpc.aio.secure_channel(self.address, credentials, options=options)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

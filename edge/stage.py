@@ -19,9 +19,8 @@ import onnxruntime as ort
 
 from edge.kv_cache import FloatArray, KvCache, RotaryTables
 from shared.errors import BundleError
-from shared.model_bundle import Architecture
+from shared.model_bundle import VOCABULARY_KEY, Architecture
 
-VOCABULARY_KEY = "vocabulary_ids"
 _CPU = "cpu"
 # How long a thread of the pool waits actively for its next share of a run, before it sleeps.  Each
 # graph has a pool of its own, so waiting must end with the run, or the pools of the graphs before

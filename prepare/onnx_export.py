@@ -42,9 +42,15 @@ from prepare.onnx_layers import (
     settle,
 )
 from shared.errors import ConfigurationError
-from shared.model_bundle import Architecture, EdgeGraphs, EdgeSegment, Precision, describe_file
+from shared.model_bundle import (
+    VOCABULARY_KEY,
+    Architecture,
+    EdgeGraphs,
+    EdgeSegment,
+    Precision,
+    describe_file,
+)
 
-VOCABULARY_KEY = "vocabulary_ids"
 _OPSET, _CONTRIB_OPSET, _IR_VERSION = 21, 1, 10
 
 

@@ -28,6 +28,8 @@ from shared.errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+# an exit's ONNX metadata: base64 of the little-endian int32 token ids of its head's rows
+VOCABULARY_KEY = "vocabulary_ids"
 DEFAULT_BUNDLE_NAME = "smollm2-135m-instruct"
 
 Precision = Literal["float32", "int8", "int4"]
