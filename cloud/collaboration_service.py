@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -233,11 +234,7 @@ class CollaborationService:
         while message := await self._next(stream, session):
             match message.body:
                 case Context(position, payload):
-                    if position > session.held and not engine.appending:
-                        raise ContextGapError(
-                            f"context starts at {position}, the cloud holds 0 to {session.held}"
-                        )  # before anything is unpacked
-                    await engine.add_context(position, self._rows(session, payload))
+                    await engine.add_context(position, partial(self._rows, session, payload))
                 case Escalate(position, burst):
                     await engine.escalate(message.step, position, burst)
                 case Truncate(position):

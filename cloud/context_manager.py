@@ -208,6 +208,13 @@ class ContextStore:
         """Forget a session."""
         self._sessions.pop(session.key, None)
 
+    def check_joins(self, session: HeldSession, position: int) -> None:
+        """Raise :class:`ContextGapError` where context from ``position`` on leaves a gap."""
+        if position > session.held:
+            raise ContextGapError(
+                f"context starts at {position}, the cloud holds 0 to {session.held}"
+            )
+
     def append(self, session: HeldSession, position: int, rows: npt.NDArray[Any]) -> None:
         """Add context from ``position`` on; what is held already is skipped.
 
@@ -218,9 +225,8 @@ class ContextStore:
             ContextGapError: ``position`` lies beyond what is held.
             BudgetExceededError: the model's context is full, or the budget is.
         """
+        self.check_joins(session, position)
         held, stop = session.held, position + len(rows)
-        if position > held:
-            raise ContextGapError(f"context starts at {position}, the cloud holds 0 to {held}")
         if stop > self._arch.max_positions:
             raise BudgetExceededError(
                 f"a session holds {self._arch.max_positions} positions at most, not {stop}"

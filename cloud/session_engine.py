@@ -64,10 +64,12 @@ class SessionEngine:
 
     # ---- what the reader calls, in the order of the messages -----------------------------------
 
-    async def add_context(self, position: int, rows: npt.NDArray[Any]) -> None:
-        """Store context (after a burst that runs, which adds to it as well)."""
+    async def add_context(self, position: int, unpack: Callable[[], npt.NDArray[Any]]) -> None:
+        """Store context (after a burst that runs, which adds to it as well); ``unpack`` is called
+        only where it joins what is held."""
         await self._until(lambda: not self._burst_ahead())
-        self._store.append(self._session, position, rows)
+        self._store.check_joins(self._session, position)
+        self._store.append(self._session, position, unpack())
         self._changed.set()
 
     async def escalate(self, step: int, position: int, burst: int) -> None:
@@ -104,11 +106,6 @@ class SessionEngine:
     async def finish(self) -> None:
         """Wait until every escalation is answered."""
         await self._until(lambda: not self._pending and not self._busy)
-
-    @property
-    def appending(self) -> bool:
-        """Whether a burst adds context by itself, now or before the next message counts."""
-        return self._burst_ahead()
 
     def _burst_ahead(self) -> bool:
         return self._bursting or any(question.burst for question in self._pending)

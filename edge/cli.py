@@ -11,6 +11,7 @@ import typer
 
 from edge import options as opt
 from edge.context_source import ContextCodec
+from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import Mode
 from shared.errors import ConfigurationError
 
@@ -43,7 +44,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    threshold: opt.Threshold = 0.8,
+    threshold: opt.Threshold = DEFAULT_THRESHOLD,
     max_tokens: opt.MaxTokens = 256,
     temperature: opt.Temperature = 0.0,
     top_p: opt.TopP = 1.0,
@@ -107,18 +108,8 @@ def _prompt_text(prompt: str) -> str:
 async def _answer(
     engine: EdgeEngine, prompt_ids: tuple[int, ...], options: GenerationOptions, show: bool
 ) -> GenerationResult:
-    from edge.token_display import TokenDisplay  # noqa: PLC0415
+    from edge.token_display import show_answer  # noqa: PLC0415
 
     if not show:
         return await engine.generate(prompt_ids, options)
-    generation = engine.generation(prompt_ids, options)
-    display = TokenDisplay(engine)
-    try:
-        async for token in generation.run():
-            display.show(token)
-    except BaseException:
-        display.break_off()
-        raise
-    result = generation.result()
-    display.finish(result)
-    return result
+    return await show_answer(engine, prompt_ids, options)

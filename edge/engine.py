@@ -13,7 +13,7 @@ from edge.cloud_channel import CloudEndpoint
 from edge.cloud_session import CloudSession
 from edge.context_source import ContextCodec, HiddenStateSource, TokenSource
 from edge.exit_model import ExitModel
-from edge.exit_policy import ExitPolicy
+from edge.exit_policy import DEFAULT_THRESHOLD, ExitPolicy
 from edge.generation import (
     EdgeGeneration,
     GeneratedToken,
@@ -28,7 +28,6 @@ from shared.errors import BundleError, ConfigurationError
 from shared.model_bundle import ModelBundle, Precision
 from shared.sampling import GREEDY, Sampling
 
-DEFAULT_THRESHOLD = 0.8
 _MAX_TOKENS = 1 << 20
 
 

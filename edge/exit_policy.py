@@ -13,6 +13,8 @@ from shared.sampling import Choice, Sampling, choose_token
 
 FloatArray = npt.NDArray[np.float32]
 
+DEFAULT_THRESHOLD = 0.8
+
 
 @dataclass(frozen=True)
 class Judgement:

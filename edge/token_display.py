@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.text import Text
 from tokenizers.decoders import DecodeStream
 
 if TYPE_CHECKING:
-    from edge.engine import EdgeEngine, GenerationResult
+    from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
     from edge.generation import GeneratedToken
 
 _STYLES = {
@@ -53,6 +54,26 @@ class TokenDisplay:
         self._console.print()
         aside = self._console if self._console.is_terminal else Console(stderr=True)
         aside.print(summary(result), style="dim", highlight=False)
+
+
+async def show_answer(
+    engine: EdgeEngine,
+    prompt_ids: Sequence[int],
+    options: GenerationOptions,
+    console: Console | None = None,
+) -> GenerationResult:
+    """Generate on the terminal, token by token; an answer that breaks off ends its line."""
+    generation = engine.generation(prompt_ids, options)
+    display = TokenDisplay(engine, console)
+    try:
+        async for token in generation.run():
+            display.show(token)
+    except BaseException:
+        display.break_off()
+        raise
+    result = generation.result()
+    display.finish(result)
+    return result
 
 
 def summary(result: GenerationResult) -> Text:

@@ -17,6 +17,7 @@ from rich.console import Console
 from edge import options as opt
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
+from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import Mode
 from shared.errors import ConfigurationError
 
@@ -51,7 +52,7 @@ def demo(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Prompts to run. [default: three of its own]")
     ] = None,
-    threshold: opt.Threshold = 0.8,
+    threshold: opt.Threshold = DEFAULT_THRESHOLD,
     max_tokens: opt.MaxTokens = 48,
     context: opt.Context = ContextCodec.FP16,
     bundle: opt.Bundle = None,
@@ -87,7 +88,7 @@ def evaluate(
     ],
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First so many only.")] = None,
     max_tokens: opt.MaxTokens = 128,
-    threshold: opt.Threshold = 0.8,
+    threshold: opt.Threshold = DEFAULT_THRESHOLD,
     mode: Annotated[Mode, typer.Option("--mode", help="Who decides.")] = Mode.COLLABORATIVE,
     context: opt.Context = ContextCodec.FP16,
     no_exits: opt.NoExits = False,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
 from edge.generation import Mode
-from edge.token_display import TokenDisplay, style_of
+from edge.token_display import show_answer, style_of
 from shared.chat import Message
 from simulator.evaluation import PromptOutcome, checked_against, summarize
 
@@ -45,10 +45,10 @@ async def run_demo(
     for mode, title in _TITLES.items():
         console.rule(f"[bold]{title}")
         wanted = replace(options, mode=mode)
-        answers[mode] = [
-            await _speak(engine, prompt, ids, wanted, console)
-            for prompt, ids in zip(prompts, encoded, strict=True)
-        ]
+        answers[mode] = []
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            console.print(f"[bold]> {prompt}")
+            answers[mode].append(await show_answer(engine, ids, wanted, console))
     console.print(_legend(engine))
     return await _check(engine, options, encoded, answers, console)
 
@@ -109,23 +109,6 @@ def closing_table(engine: EdgeEngine, outcomes: Sequence[ModeOutcome]) -> Table:
             f"{figures.agreement:.1%}",
         )
     return table
-
-
-async def _speak(
-    engine: EdgeEngine,
-    prompt: str,
-    prompt_ids: Sequence[int],
-    options: GenerationOptions,
-    console: Console,
-) -> GenerationResult:
-    console.print(f"[bold]> {prompt}")
-    generation = engine.generation(prompt_ids, options)
-    display = TokenDisplay(engine, console)
-    async for token in generation.run():
-        display.show(token)
-    result = generation.result()
-    display.finish(result)
-    return result
 
 
 def _legend(engine: EdgeEngine) -> str:

@@ -37,12 +37,6 @@ class LocalCloud:
         self._folder = tempfile.TemporaryDirectory(prefix="tandem-cloud-")
         self.address = ""
 
-    @property
-    def pid(self) -> int:
-        """Process id of the running cloud."""
-        assert self._process is not None
-        return self._process.pid
-
     async def __aenter__(self) -> Self:
         await self.start()
         return self

@@ -83,11 +83,11 @@ def train_exits(
     if device.type == "cpu":  # exits are trained side by side, each in a thread
         torch.set_num_threads(max(1, torch.get_num_threads() // len(start)))
     _run(trainer, out / "training.checkpoint", console)
-    trained = _calibrated(trainer, console)
+    weights, figures = _calibrated(trainer, console)
     record = {**asdict(recipe), "text": [path.name for path in recipe.text]}
     record["steps"] = trainer.step
     record["taught_tokens"] = sum(len(tokens) for tokens in cache.answer_tokens())
-    exits = ExitSet(trained.exits, model.source.sha256, {**record, **trained.training})
+    exits = ExitSet(weights, model.source.sha256, {**record, "figures": figures})
     exits.save(out)
     console.print(f"exits written to {out}")
     return exits
@@ -147,7 +147,9 @@ def _run(trainer: ExitTrainer, checkpoint: Path, console: Console) -> None:
         progress.update(task, completed=1000)
 
 
-def _calibrated(trainer: ExitTrainer, console: Console) -> ExitSet:
+def _calibrated(
+    trainer: ExitTrainer, console: Console
+) -> tuple[tuple[ExitWeights, ...], dict[str, Any]]:
     """Fit on one half of the held-out lessons, report the error on the other."""
     exits: list[ExitWeights] = []
     figures: dict[str, Any] = {}
@@ -168,7 +170,7 @@ def _calibrated(trainer: ExitTrainer, console: Console) -> ExitSet:
         weights = module.weights()
         info = weights.info.model_copy(update={"calibration": fit_calibration(raw, right)})
         exits.append(ExitWeights(info, weights.blocks, weights.norm, weights.vocabulary_ids))
-    return ExitSet(tuple(exits), "", {"figures": figures})
+    return tuple(exits), figures
 
 
 def _device(name: str) -> torch.device:
