@@ -11,7 +11,6 @@ import typer
 
 from edge import options as opt
 from edge.context_source import ContextCodec
-from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import Mode
 from shared.errors import ConfigurationError
 
@@ -24,6 +23,8 @@ Examples:
     tandem generate "Why is the sky blue?"
 
     tandem generate "Why is the sky blue?" --cloud localhost:7420 --threshold 0.9
+
+    tandem generate "Why is the sky blue?" --cloud localhost:7420 --target-agreement 0.97
 
     tandem generate "Name three rivers." --cloud localhost:7420 --mode cloud-only --json
 """
@@ -44,7 +45,8 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    threshold: opt.Threshold = DEFAULT_THRESHOLD,
+    threshold: opt.Threshold = None,
+    target_agreement: opt.TargetAgreement = None,
     max_tokens: opt.MaxTokens = 256,
     temperature: opt.Temperature = 0.0,
     top_p: opt.TopP = 1.0,
@@ -72,15 +74,16 @@ def generate(
     from shared.chat import Message  # noqa: PLC0415
 
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
+    loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
         mode=opt.choose_mode(mode, cloud),
-        threshold=threshold,
+        threshold=opt.choose_threshold(loaded, threshold, target_agreement),
         max_tokens=max_tokens,
         sampling=opt.make_sampling(temperature, top_p, seed),
         context=context,
         use_exits=not no_exits,
     )
-    engine = EdgeEngine(opt.load_bundle(bundle), precision, threads=threads, endpoint=endpoint)
+    engine = EdgeEngine(loaded, precision, threads=threads, endpoint=endpoint)
     text = _prompt_text(prompt)
     messages = [Message("user", text)]
     if system is not None:

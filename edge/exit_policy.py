@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import ConfigurationError
-from shared.model_bundle import Calibration, ExitInfo
+from shared.model_bundle import Calibration, ExitInfo, OperatingPoint
 from shared.sampling import Choice, Sampling, choose_token
 
 FloatArray = npt.NDArray[np.float32]
@@ -68,3 +69,30 @@ def maximum_probability(logits: FloatArray) -> float:
 def calibrated(calibration: Calibration, raw: float) -> float:
     """Probability that the full model picks the same token, from a raw maximum probability."""
     return float(np.interp(raw, calibration.raw, calibration.confidence))
+
+
+def threshold_for(points: Sequence[OperatingPoint], agreement: float) -> float:
+    """The lowest measured threshold from which on the text keeps ``agreement`` with the full
+    model.
+
+    Raises:
+        ConfigurationError: the table is empty, or no threshold of it reaches so far.
+    """
+    if not 0.0 <= agreement <= 1.0:
+        raise ConfigurationError(f"target agreement {agreement} is not within [0, 1]")
+    if not points:
+        raise ConfigurationError(
+            "this bundle has no table of agreements: name a threshold, or run `tandem prepare`"
+        )
+    chosen: float | None = None
+    for point in reversed(points):
+        if point.agreement < agreement:
+            break
+        chosen = point.threshold
+    if chosen is None:
+        best = max(point.agreement for point in points)
+        raise ConfigurationError(
+            f"no threshold reaches agreement {agreement:g} (the best is {best:g}): lower it, or "
+            "ask the cloud for every token with --no-exits"
+        )
+    return chosen

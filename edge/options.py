@@ -10,6 +10,7 @@ import typer
 
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
+from edge.exit_policy import DEFAULT_THRESHOLD, threshold_for
 from edge.generation import Mode
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle, default_bundle_folder
@@ -59,12 +60,22 @@ PlaintextToken = Annotated[
     typer.Option("--plaintext-token", help="Send the token without TLS beyond this machine."),
 ]
 Threshold = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--threshold",
         min=0.0,
         max=1.0,
-        help="Confidence from which an exit's token is accepted.",
+        help=f"Confidence from which an exit's token is accepted. [default: {DEFAULT_THRESHOLD}]",
+        show_default=False,
+    ),
+]
+TargetAgreement = Annotated[
+    float | None,
+    typer.Option(
+        "--target-agreement",
+        min=0.0,
+        max=1.0,
+        help="Instead of a threshold: share of tokens that shall equal the full model's.",
     ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
@@ -101,6 +112,18 @@ def choose_mode(mode: Mode | None, cloud: str | None) -> Mode:
     if mode is not None:
         return mode
     return Mode.COLLABORATIVE if cloud else Mode.STANDALONE
+
+
+def choose_threshold(
+    bundle: ModelBundle, threshold: float | None, target_agreement: float | None
+) -> float:
+    """``--threshold``, or the one that the bundle's measurements give for
+    ``--target-agreement``."""
+    if target_agreement is None:
+        return DEFAULT_THRESHOLD if threshold is None else threshold
+    if threshold is not None:
+        raise ConfigurationError("name --threshold or --target-agreement, not both")
+    return threshold_for(bundle.manifest.operating_points, target_agreement)
 
 
 def make_endpoint(

@@ -37,6 +37,7 @@ def write_bundle(
     precisions: Sequence[Precision],
     full_depth: bool,
     recipe: str | None = None,
+    cloud: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> ModelBundle:
     """Write ``folder`` atomically, in place of any bundle that is already there.
@@ -44,6 +45,7 @@ def write_bundle(
     Args:
         precisions: the edges to export, each at most once.
         full_depth: also give the edge the layers above the last exit and the full head.
+        cloud: also write the full model's weights.
         recipe: SHA-256 that :func:`recipe_of` gives, recorded in the manifest.
         progress: called with a short line before each step.
 
@@ -62,7 +64,7 @@ def write_bundle(
     staging = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         staging.chmod(0o755)  # mkdtemp's 0700 would hide the bundle from other users
-        manifest = _write_files(model, exits, staging, precisions, full_depth, report)
+        manifest = _write_files(model, exits, staging, precisions, full_depth, cloud, report)
         manifest = manifest.model_copy(update={"recipe": recipe})
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n")
         for path in staging.rglob("*"):  # some writers hide their files from other users
@@ -99,6 +101,7 @@ def _write_files(
     folder: Path,
     precisions: Sequence[Precision],
     full_depth: bool,
+    with_cloud: bool,
     report: Callable[[str], None],
 ) -> Manifest:
     report("tokenizer and exits")
@@ -108,9 +111,13 @@ def _write_files(
     for precision in precisions:
         report(f"edge graphs in {precision}")
         edge[precision] = export_edge(model, exits, folder, precision, full_depth=full_depth)
-    report("cloud weights")
-    config, weights = model.write_hugging_face_folder(folder / "cloud")
-    cloud = CloudModel(config=describe_file(folder, config), weights=describe_file(folder, weights))
+    cloud = None
+    if with_cloud:
+        report("cloud weights")
+        config, weights = model.write_hugging_face_folder(folder / "cloud")
+        cloud = CloudModel(
+            config=describe_file(folder, config), weights=describe_file(folder, weights)
+        )
     tokenizer = TokenizerInfo(
         file=describe_file(folder, folder / "tokenizer.json"),
         chat_template=model.chat_template,
@@ -121,13 +128,14 @@ def _write_files(
         format_version=FORMAT_VERSION,
         name=model.name,
         fingerprint=fingerprint(
-            cloud.weights.sha256, tokenizer.file.sha256, model.architecture, cut
+            model.source.sha256, tokenizer.file.sha256, model.architecture, cut
         ),
         source=model.source,
         architecture=model.architecture,
         tokenizer=tokenizer,
         cut=cut,
         exits=tuple(weights.info for weights in exits.exits),
+        operating_points=exits.operating_points,
         edge=edge,
         cloud=cloud,
     )

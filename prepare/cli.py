@@ -49,6 +49,14 @@ Examples:
     tandem prepare exits --invented 20000 --device cuda --epochs 4 --out ./exits
 """
 
+_CHECK_EPILOG = """
+Examples:
+
+    tandem prepare check --prompts mt_bench.jsonl
+
+    tandem prepare check --prompts prompts.jsonl --precision int8 --precision int4 --json
+"""
+
 From = Annotated[
     Path | None,
     typer.Option(
@@ -62,6 +70,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Make a bundle: download, convert, export, verify.")
     group.callback(invoke_without_command=True, epilog=_PREPARE_EPILOG)(prepare)
     group.command("exits", epilog=_EXITS_EPILOG)(exits)
+    group.command("check", epilog=_CHECK_EPILOG)(check)
     app.add_typer(group, name="prepare")
 
 
@@ -171,6 +180,54 @@ def exits(
     )
     model = load_base_model(local, console)
     train_exits(model, recipe, out, teacher_cache or out / "lessons", device, console)
+
+
+def check(
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            "--prompts", help="JSONL; each line holds prompt, or turns (the first is asked)."
+        ),
+    ],
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Bundle to check. [default: user cache]")
+    ] = None,
+    precision: Annotated[
+        list[PrecisionName] | None,
+        typer.Option("--precision", help="Edges to check; repeat it. [default: int8]"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="First so many only.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="Longest answer.")] = 128,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write the reliability diagram (PNG) there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
+    local: From = None,
+) -> None:
+    """Measure a bundle's exits on the full model's answers to prompts they were not trained on."""
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
+    from prepare.exit_training.check import (  # noqa: PLC0415
+        PrecisionCheck,
+        check_exits,
+        check_table,
+    )
+    from shared.prompt_file import read_exchanges  # noqa: PLC0415
+
+    asked = [exchange.prompt for exchange in read_exchanges(prompts, limit)]
+    console = Console(stderr=True, highlight=False)
+    loaded = ModelBundle.load(bundle or default_bundle_folder())
+    names: list[Precision] = [name.value for name in precision or [PrecisionName.INT8]]
+    for name in names:
+        loaded.graphs(name)  # say at once what the bundle lacks
+    model = load_base_model(local, console)
+    checks = check_exits(
+        model, loaded, list(dict.fromkeys(names)), asked, max_tokens, console, plot
+    )
+    if as_json:
+        print(TypeAdapter(list[PrecisionCheck]).dump_json(checks).decode())
+    else:
+        Console(highlight=False).print(check_table(checks))
 
 
 def load_base_model(local: Path | None, console: Console) -> BaseModel:

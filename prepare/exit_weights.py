@@ -21,9 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 from prepare.base_model import FINAL_NORM, BaseModel, FloatArray, layer_names
 from shared.errors import BundleError
-from shared.model_bundle import ExitInfo
+from shared.model_bundle import ExitInfo, OperatingPoint
 
 _EXIT_LIST = TypeAdapter(tuple[ExitInfo, ...])
+_POINT_LIST = TypeAdapter(tuple[OperatingPoint, ...])
 BLOCK_TENSORS = tuple(layer_names(0))
 
 
@@ -50,6 +51,7 @@ class ExitSet:
     exits: tuple[ExitWeights, ...]
     base_sha256: str
     training: dict[str, Any] = field(default_factory=dict)
+    operating_points: tuple[OperatingPoint, ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write ``exits.safetensors`` (float16) and ``exits.json`` into ``folder``."""
@@ -67,6 +69,7 @@ class ExitSet:
         record = {
             "base_sha256": self.base_sha256,
             "exits": _EXIT_LIST.dump_python(tuple(w.info for w in self.exits), mode="json"),
+            "operating_points": _POINT_LIST.dump_python(self.operating_points, mode="json"),
             "training": self.training,
         }
         (folder / "exits.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -79,7 +82,8 @@ class ExitSet:
             tensors = load_file(folder / "exits.safetensors")
             infos = _EXIT_LIST.validate_python(record["exits"])
             exits = tuple(_weights_of(info, tensors) for info in infos)
-            return cls(exits, str(record["base_sha256"]), dict(record.get("training", {})))
+            points = _POINT_LIST.validate_python(record.get("operating_points", ()))
+            return cls(exits, str(record["base_sha256"]), dict(record.get("training", {})), points)
         except (OSError, ValueError, KeyError, SafetensorError, ValidationError) as error:
             raise BundleError(f"the exits in {folder} cannot be read: {error}") from None
 

@@ -111,6 +111,19 @@ class ExitInfo(_Frozen):
     calibration: Calibration = IDENTITY_CALIBRATION
 
 
+class OperatingPoint(_Frozen):
+    """What a threshold brought on the full model's own answers to prompts held out of training.
+
+    Attributes:
+        agreement: share of tokens that equal the full model's, escalated ones included.
+        escalation_rate: share of tokens that the cloud was asked for.
+    """
+
+    threshold: float = Field(ge=0.0, le=1.0)
+    agreement: float = Field(ge=0.0, le=1.0)
+    escalation_rate: float = Field(ge=0.0, le=1.0)
+
+
 class EdgeSegment(_Frozen):
     """An ONNX graph for layers ``[first_layer, last_layer)``; the first one also embeds."""
 
@@ -162,6 +175,8 @@ class Manifest(_Frozen):
     tokenizer: TokenizerInfo
     cut: int = Field(ge=1)
     exits: tuple[ExitInfo, ...] = Field(max_length=8)
+    # by rising threshold; empty where the exits were never measured
+    operating_points: tuple[OperatingPoint, ...] = Field(default=(), max_length=256)
     edge: dict[Precision, EdgeGraphs]
     cloud: CloudModel | None = None
     # what the bundle was made from, so that preparing it again can tell that nothing changed
@@ -172,6 +187,9 @@ class Manifest(_Frozen):
         layers = [e.layer for e in self.exits]
         if layers != sorted(set(layers)):
             raise ValueError("exits must come in rising order of layer")
+        thresholds = [point.threshold for point in self.operating_points]
+        if thresholds != sorted(set(thresholds)):
+            raise ValueError("operating points must come in rising order of threshold")
         if any(layer >= self.architecture.layers for layer in [self.cut, *layers]):
             raise ValueError("cut and exits lie below the last layer")
         if self.exits and self.exits[0].layer != self.cut:

@@ -17,7 +17,6 @@ from rich.console import Console
 from edge import options as opt
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
-from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import Mode
 from shared.errors import ConfigurationError
 
@@ -38,6 +37,8 @@ Examples:
 
     tandem evaluate --prompts prompts.jsonl --limit 10 --max-tokens 64
 
+    tandem evaluate --prompts prompts.jsonl --target-agreement 0.95
+
     tandem evaluate --prompts prompts.jsonl --mode standalone --json
 """
 
@@ -52,7 +53,8 @@ def demo(
     prompts: Annotated[
         list[str] | None, typer.Argument(help="Prompts to run. [default: three of its own]")
     ] = None,
-    threshold: opt.Threshold = DEFAULT_THRESHOLD,
+    threshold: opt.Threshold = None,
+    target_agreement: opt.TargetAgreement = None,
     max_tokens: opt.MaxTokens = 48,
     context: opt.Context = ContextCodec.FP16,
     bundle: opt.Bundle = None,
@@ -63,13 +65,17 @@ def demo(
     from simulator.demo import PROMPTS, closing_table, run_demo  # noqa: PLC0415
 
     console = Console(highlight=False, soft_wrap=True)
+    loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
-        Mode.COLLABORATIVE, threshold=threshold, max_tokens=max_tokens, context=context
+        Mode.COLLABORATIVE,
+        threshold=opt.choose_threshold(loaded, threshold, target_agreement),
+        max_tokens=max_tokens,
+        context=context,
     )
 
     async def run() -> None:
         console.print("starting the cloud on loopback …")
-        async with _engine(opt.load_bundle(bundle), precision, None, None) as engine:
+        async with _engine(loaded, precision, None, None) as engine:
             assert engine.endpoint is not None
             console.print(f"cloud at {engine.endpoint.address}; this process is the edge")
             await asyncio.to_thread(engine.load_model)
@@ -88,7 +94,8 @@ def evaluate(
     ],
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First so many only.")] = None,
     max_tokens: opt.MaxTokens = 128,
-    threshold: opt.Threshold = DEFAULT_THRESHOLD,
+    threshold: opt.Threshold = None,
+    target_agreement: opt.TargetAgreement = None,
     mode: Annotated[Mode, typer.Option("--mode", help="Who decides.")] = Mode.COLLABORATIVE,
     context: opt.Context = ContextCodec.FP16,
     no_exits: opt.NoExits = False,
@@ -109,15 +116,15 @@ def evaluate(
     """
     from edge.engine import GenerationOptions  # noqa: PLC0415
 
+    loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
         mode,
-        threshold=threshold,
+        threshold=opt.choose_threshold(loaded, threshold, target_agreement),
         max_tokens=max_tokens,
         context=context,
         use_exits=not no_exits,
     )
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
-    loaded = opt.load_bundle(bundle)
     report = asyncio.run(_evaluate(loaded, precision, threads, endpoint, options, prompts, limit))
     if as_json:
         print(json.dumps(asdict(report)))

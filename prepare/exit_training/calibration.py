@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import isotonic_regression
 
-from shared.model_bundle import Calibration
+from prepare.exit_training.edge_reading import ExitReading
+from shared.model_bundle import Calibration, OperatingPoint
+
+FloatArray = npt.NDArray[np.float64]
+
+# dense where agreements of interest lie
+_THRESHOLDS = tuple(
+    round(float(x), 3) for x in [*np.arange(0.3, 0.8, 0.05), *np.arange(0.8, 1.0, 0.01), 0.995]
+)
 
 
 def fit_calibration(
@@ -53,3 +63,67 @@ def calibration_error(
         if inside.any():
             error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     return float(error)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Calibrations of all exits, and what they are worth on answers they were not fitted to.
+
+    Attributes:
+        confidence: per exit, ``[positions]`` cross-fitted: each half of the answers is judged by
+            the calibration of the other.
+    """
+
+    calibrations: tuple[Calibration, ...]
+    confidence: tuple[FloatArray, ...]
+    errors: tuple[float, ...]
+    operating_points: tuple[OperatingPoint, ...]
+
+
+def calibrate(readings: Sequence[ExitReading]) -> Calibrated:
+    """Fit every exit on all answers, and judge each half of them by a fit on the other half."""
+    shown = []
+    for reading in readings:
+        confidence = np.zeros(len(reading.raw))
+        for half in (0, 1):
+            judged = reading.answer % 2 == half
+            fitted = fit_calibration(reading.raw[~judged], reading.right[~judged])
+            confidence[judged] = apply_calibration(fitted, reading.raw[judged])
+        shown.append(confidence)
+    return Calibrated(
+        tuple(fit_calibration(reading.raw, reading.right) for reading in readings),
+        tuple(shown),
+        tuple(calibration_error(c, r.right) for c, r in zip(shown, readings, strict=True)),
+        operating_points(shown, [reading.right for reading in readings]),
+    )
+
+
+def apply_calibration(calibration: Calibration, raw: npt.NDArray[np.float32]) -> FloatArray:
+    """Confidence of each of ``raw`` (``[n]``)."""
+    shown: FloatArray = np.interp(raw, calibration.raw, calibration.confidence)
+    return shown
+
+
+def operating_points(
+    confidence: Sequence[FloatArray],
+    right: Sequence[npt.NDArray[np.bool_]],
+    thresholds: Sequence[float] = _THRESHOLDS,
+) -> tuple[OperatingPoint, ...]:
+    """Agreement and escalation rate at each threshold: the first exit that is sure enough decides,
+    and where none is, the cloud, which is right."""
+    points = []
+    for threshold in thresholds:
+        undecided = np.ones(len(right[0]), np.bool_)
+        wrong = 0
+        for sure, ok in zip(confidence, right, strict=True):
+            taken = undecided & (sure >= threshold)
+            wrong += int((taken & ~ok).sum())
+            undecided &= ~taken
+        points.append(
+            OperatingPoint(
+                threshold=threshold,
+                agreement=round(1.0 - wrong / len(undecided), 4),
+                escalation_rate=round(float(undecided.mean()), 4),
+            )
+        )
+    return tuple(points)

@@ -58,10 +58,9 @@ class LessonMaker:
         )
 
     def describe(self) -> dict[str, object]:
-        """What the cache's ``plan.json`` records."""
+        """What the cache's ``plan.json`` records: all that the lessons' text depends on."""
         return {
             **asdict(self._plan),
-            "layers": list(self._teacher.layers),
             "prompts": len(self._exchanges),
             "base_sha256": self._model.source.sha256,
         }
@@ -69,12 +68,26 @@ class LessonMaker:
     def fill(
         self, cache: TeacherCache, advance: Callable[[int], None], count: int | None = None
     ) -> None:
-        """Make what is missing of the first ``count`` shards (``None``: of all of them);
-        ``advance`` hears of each lot, made or found."""
+        """Make what is missing of the first ``count`` shards (``None``: of all of them), and add
+        the teacher's layers to those that have only others; ``advance`` hears of each lot."""
+        layers = self._teacher.layers
         for index, lot in enumerate(self.lots[:count]):
-            if not cache.has(index):
-                cache.write(index, self._lessons(index, lot))
+            held = cache.layers(index)
+            if held is None:
+                cache.write(index, self._lessons(index, lot), layers)
+            elif not held.issuperset(layers):
+                self._add_layers(cache, index, held)
             advance(1)
+
+    def _add_layers(self, cache: TeacherCache, index: int, held: frozenset[int]) -> None:
+        """Go on from the deepest states that lie below what is missing, or read the text again."""
+        missing = tuple(layer for layer in self._teacher.layers if layer not in held)
+        start = max((layer for layer in held if layer < missing[0]), default=0)
+        if start:
+            states = [lesson.hidden[:, 0] for lesson in cache.read(index, (start,))]
+        else:
+            states = [self._teacher.embed(x.token_ids) for x in cache.read(index, ())]
+        cache.add_states(index, self._teacher.hidden_states(states, start, missing), missing)
 
     def _lessons(self, index: int, lot: Lot) -> list[Lesson]:
         generator = torch.Generator(self._teacher.device)
@@ -107,8 +120,7 @@ class LessonMaker:
         return self._teacher.teach([p for p, _ in kept], [a for _, a in kept])
 
     def _encode(self, prompt: str) -> list[int]:
-        text = self._template.render([Message("user", prompt)])
-        return list(self._model.tokenizer.encode(text).ids)
+        return encode_prompt(self._model, self._template, prompt)
 
     def _invent(self, count: int, generator: torch.Generator) -> list[list[int]]:
         """Sample users' words from the bare chat header, then add what precedes an answer."""
@@ -122,3 +134,30 @@ class LessonMaker:
             generator=generator,
         )
         return [[*map(int, draft.token_ids), *tail] for draft in drafts]
+
+
+def encode_prompt(model: BaseModel, template: ChatTemplate, prompt: str) -> list[int]:
+    """Token ids of a chat whose only turn is ``prompt``, up to where the answer begins."""
+    return list(model.tokenizer.encode(template.render([Message("user", prompt)])).ids)
+
+
+def answered_prompts(
+    model: BaseModel,
+    teacher: Teacher,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    together: int = 40,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Lesson]:
+    """The full model's greedy answers; ``advance`` hears how many more were given."""
+    template = ChatTemplate(model.chat_template)
+    encoded = sorted((encode_prompt(model, template, prompt) for prompt in prompts), key=len)
+    lessons = []
+    for start in range(0, len(encoded), together):
+        some = encoded[start : start + together]
+        lessons += teacher.answer(
+            some, max_tokens=max_tokens, temperature=0.0, generator=torch.Generator(teacher.device)
+        )
+        advance(len(some))
+    return lessons

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from threading import Event
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -20,14 +20,21 @@ from rich.progress import (
 )
 
 from prepare.base_model import BaseModel
-from prepare.exit_training.calibration import calibration_error, fit_calibration
+from prepare.exit_training.calibration import calibrate
+from prepare.exit_training.edge_reading import read_unwritten
 from prepare.exit_training.lessons import LessonMaker, LessonPlan
-from prepare.exit_training.teacher import Teacher
+from prepare.exit_training.reliability import draw_reliability
+from prepare.exit_training.teacher import Lesson, Teacher
 from prepare.exit_training.teacher_cache import TeacherCache
 from prepare.exit_training.trainer import ExitTrainer, TrainingSettings, frequent_tokens
 from prepare.exit_weights import ExitSet, ExitWeights, untrained_exits
 from shared.errors import ConfigurationError
+from shared.model_bundle import Precision
 from shared.prompt_file import read_exchanges
+
+_LOOK_EVERY = 20  # shards between two looks at held-out lessons
+_CALIBRATED_ON: Precision = "int8"  # what edges run unless told otherwise
+_CALIBRATION_TOKENS = 24_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class ExitRecipe:
     max_tokens: int = 144
     epochs: int = 6
     learning_rate: float = 1e-3
+    batch_sequences: int = 8
     max_seconds: float = 0.0
     held_out_shards: int = 3
     lot_size: int = 128
@@ -66,28 +74,31 @@ def train_exits(
     device_name: str,
     console: Console,
 ) -> ExitSet:
-    """Train and calibrate; write ``exits.safetensors`` and ``exits.json`` into ``out``."""
+    """Train and calibrate; write ``exits.safetensors``, ``exits.json`` and ``reliability.png``
+    into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     device = _device(device_name)
     cache = fill_lessons(model, recipe, lessons_folder, device, console)
-    start = _initial_exits(model, recipe, cache)
     settings = TrainingSettings(
         learning_rate=recipe.learning_rate,
+        batch_sequences=recipe.batch_sequences,
         epochs=recipe.epochs,
         max_seconds=recipe.max_seconds,
         held_out_shards=recipe.held_out_shards,
         max_shards=recipe.lots,
         seed=recipe.seed,
     )
-    trainer = ExitTrainer(model, start, cache, recipe.layers, settings, device)
-    if device.type == "cpu":  # exits are trained side by side, each in a thread
-        torch.set_num_threads(max(1, torch.get_num_threads() // len(start)))
-    _run(trainer, out / "training.checkpoint", console)
-    weights, figures = _calibrated(trainer, console)
+    trainers = [
+        ExitTrainer(model, weights, cache, settings, device)
+        for weights in _initial_exits(model, recipe, cache)
+    ]
+    _train_all(trainers, out, console)
     record = {**asdict(recipe), "text": [path.name for path in recipe.text]}
-    record["steps"] = trainer.step
-    record["taught_tokens"] = sum(len(tokens) for tokens in cache.answer_tokens())
-    exits = ExitSet(weights, model.source.sha256, {**record, "figures": figures})
+    record["steps"] = [trainer.step for trainer in trainers]
+    record["taught_tokens"] = sum(len(ids) for ids, _ in cache.tops(trainers[0].training))
+    trained = ExitSet(tuple(t.module.weights() for t in trainers), model.source.sha256, record)
+    held_out = [x for shard in trainers[0].held_out for x in cache.read(shard, ())]
+    exits = calibrated_exits(model, trained, held_out, out, console)
     exits.save(out)
     console.print(f"exits written to {out}")
     return exits
@@ -119,58 +130,89 @@ def _initial_exits(
     model: BaseModel, recipe: ExitRecipe, cache: TeacherCache
 ) -> tuple[ExitWeights, ...]:
     size = model.architecture.vocabulary_size
+    shards = cache.shards()[: recipe.lots][: -recipe.held_out_shards]
     made = []
     for index, layer in enumerate(recipe.layers):
         rows = recipe.vocabulary[index]
-        ids = frequent_tokens(cache, rows, size, model.stop_token_ids) if 0 < rows < size else None
+        ids = None
+        if 0 < rows < size:
+            ids = frequent_tokens(cache, shards, rows, size, model.stop_token_ids)
         one = untrained_exits(model, [layer], blocks=recipe.blocks[index], vocabulary_ids=ids)
         info = one.exits[0].info.model_copy(update={"name": f"exit{index + 1}"})
         made.append(ExitWeights(info, one.exits[0].blocks, one.exits[0].norm, ids))
     return tuple(made)
 
 
-def _run(trainer: ExitTrainer, checkpoint: Path, console: Console) -> None:
+def _train_all(trainers: Sequence[ExitTrainer], out: Path, console: Console) -> None:
+    """Train the exits side by side, on a CPU each in a thread of its own: matrices this small gain
+    little from threads, which would have to wait for each other at every operation."""
+    threads = torch.get_num_threads()
+    stop = Event()
+
     with _progress(console) as progress:
-        task = progress.add_task("training", total=1000)
 
-        def report(done: float, losses: Sequence[float]) -> None:
-            shown = " ".join(f"{loss:.3f}" for loss in losses)
-            progress.update(task, completed=int(done * 1000), description=f"training, loss {shown}")
-            if trainer.shards_done % 25 == 0:
-                held = trainer.predictions(trainer.held_out[:1])
-                agreement = " ".join(f"{right.mean():.3f}" for _, right in held)
-                progress.console.print(
-                    f"step {trainer.step}: loss {shown}, held-out agreement {agreement}"
-                )
+        def run(trainer: ExitTrainer) -> None:
+            torch.set_num_threads(max(1, threads // len(trainers)))
+            name = trainer.module.info.name
+            task = progress.add_task(name, total=1000)
+            held = "?"
 
-        trainer.train(checkpoint, report)
-        progress.update(task, completed=1000)
+            for done, loss in trainer.rounds(out / f"{name}.checkpoint", stop):
+                if trainer.shards_done % _LOOK_EVERY == 1:
+                    _, right = trainer.predictions(trainer.held_out[:1])
+                    held = f"{right.mean():.3f}"
+                    progress.console.print(
+                        f"{name}, step {trainer.step}: loss {loss:.3f}, held-out agreement {held}"
+                    )
+                shown = f"{name}: loss {loss:.3f}, agreement {held}"
+                progress.update(task, completed=int(done * 1000), description=shown)
+            progress.update(task, completed=1000)
+
+        with ThreadPoolExecutor(len(trainers), thread_name_prefix="exit") as pool:
+            try:
+                for future in [pool.submit(run, trainer) for trainer in trainers]:
+                    future.result()
+            except BaseException:
+                stop.set()
+                raise
+    torch.set_num_threads(threads)
 
 
-def _calibrated(
-    trainer: ExitTrainer, console: Console
-) -> tuple[tuple[ExitWeights, ...], dict[str, Any]]:
-    """Fit on one half of the held-out lessons, report the error on the other."""
-    exits: list[ExitWeights] = []
-    figures: dict[str, Any] = {}
-    for module, (raw, right) in zip(
-        trainer.modules, trainer.predictions(trainer.held_out), strict=True
-    ):
-        half = np.arange(len(raw)) % 2 == 0
-        fitted = fit_calibration(raw[half], right[half])
-        shown = np.interp(raw[~half], fitted.raw, fitted.confidence)
-        error = calibration_error(shown, right[~half])
-        name = module.info.name
+def calibrated_exits(
+    model: BaseModel, exits: ExitSet, lessons: Sequence[Lesson], out: Path, console: Console
+) -> ExitSet:
+    """``exits`` with the confidence and the table of operating points that the edge's own graphs
+    give on ``lessons`` (held out, answered by the full model); draws ``out/reliability.png``."""
+    chosen = _sample(lessons)
+    with _progress(console) as progress:
+        task = progress.add_task("calibrating on the edge", total=len(chosen))
+        readings = read_unwritten(
+            model, exits, _CALIBRATED_ON, chosen, out, lambda: progress.advance(task)
+        )
+    fitted = calibrate(readings)
+    names = [weights.info.name for weights in exits.exits]
+    rights = [reading.right for reading in readings]
+    draw_reliability(names, fitted.confidence, rights, out / "reliability.png")
+    figures = {}
+    for name, right, error in zip(names, rights, fitted.errors, strict=True):
         figures[name] = {
             "held_out_agreement": round(float(right.mean()), 4),
             "held_out_calibration_error": round(error, 4),
-            "held_out_tokens": len(raw),
+            "held_out_tokens": len(right),
         }
         console.print(f"{name}: agreement {right.mean():.3f}, calibration error {error:.3f}")
-        weights = module.weights()
-        info = weights.info.model_copy(update={"calibration": fit_calibration(raw, right)})
-        exits.append(ExitWeights(info, weights.blocks, weights.norm, weights.vocabulary_ids))
-    return tuple(exits), figures
+    weights = tuple(
+        replace(w, info=w.info.model_copy(update={"calibration": calibration}))
+        for w, calibration in zip(exits.exits, fitted.calibrations, strict=True)
+    )
+    record = {**exits.training, "figures": figures}
+    return ExitSet(weights, exits.base_sha256, record, fitted.operating_points)
+
+
+def _sample(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """As many of ``lessons``, evenly spread, as hold about ``_CALIBRATION_TOKENS`` positions."""
+    total = sum(len(lesson.top_ids) for lesson in lessons)
+    return list(lessons[:: max(1, round(total / _CALIBRATION_TOKENS))])
 
 
 def _device(name: str) -> torch.device:

@@ -21,7 +21,11 @@ from prepare.exit_training.blocks import block_from_weights, norm_from_weights
 
 TOP_TOKENS = 16
 _SAMPLED_FROM = 64  # a draw from the whole vocabulary costs as much as the model's matrices
+_READ_TOGETHER = 16  # texts of like lengths in one pass
 _COMPACT_BELOW = 0.75  # share of live sequences at which a batch is copied into a smaller one
+
+
+States = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,8 @@ class Teacher:
     ) -> list[Lesson]:
         """Lessons about given answers (human text): one causal pass, no decoding."""
         sequences = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
-        longest = max(map(len, sequences))
-        ids = torch.zeros((len(sequences), longest), dtype=torch.int64)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence)
-        positions = torch.arange(longest, device=self.device).expand(len(sequences), -1)
+        ids = _padded(sequences)
+        positions = torch.arange(ids.shape[1], device=self.device).expand(len(sequences), -1)
         captured, final = self._forward(ids.to(self.device), positions, None)
         lessons = []
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
@@ -122,6 +123,36 @@ class Teacher:
         return lessons
 
     @torch.inference_mode()
+    def embed(self, token_ids: npt.NDArray[np.int32]) -> States:
+        """``[length, hidden]``: what the first layer reads."""
+        return _half(F.embedding(torch.from_numpy(token_ids).long(), self.embedding.cpu()))
+
+    @torch.inference_mode()
+    def hidden_states(
+        self, states: Sequence[States], start: int, layers: Sequence[int]
+    ) -> list[States]:
+        """Go on from the states ``[length, hidden]`` of whole texts after layer ``start`` (0: the
+        embedding) to those after ``layers``, all deeper: ``[length, layers, hidden]`` each."""
+        order = sorted(range(len(states)), key=lambda i: len(states[i]))
+        out: list[States] = [np.zeros(0, np.float16)] * len(states)
+        for first in range(0, len(order), _READ_TOGETHER):
+            rows = order[first : first + _READ_TOGETHER]
+            longest = len(states[rows[-1]])
+            hidden = torch.zeros((len(rows), longest, self.arch.hidden_size), dtype=torch.float16)
+            for at, i in enumerate(rows):
+                hidden[at, : len(states[i])] = torch.from_numpy(states[i])
+            captured, _ = self._run(
+                hidden.to(self.device, self.dtype),
+                torch.arange(longest, device=self.device).expand(len(rows), -1),
+                None,
+                range(start, max(layers)),
+                layers,
+            )
+            for at, i in enumerate(rows):
+                out[i] = _half(captured[at, : len(states[i])])
+        return out
+
+    @torch.inference_mode()
     def answer(
         self,
         prompts: Sequence[Sequence[int]],
@@ -137,10 +168,8 @@ class Teacher:
         """
         batch = len(prompts)
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
-        longest = int(lengths.max())
-        ids = torch.zeros((batch, longest), dtype=torch.int64)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.tensor(prompt)
+        ids = _padded(prompts)
+        longest = ids.shape[1]
         cache = _BatchCache(self, batch, longest + max_tokens)
         positions = torch.arange(longest, device=self.device).expand(batch, -1)
         captured, final = self._forward(ids.to(self.device), positions, cache)
@@ -178,19 +207,40 @@ class Teacher:
     ) -> tuple[Tensor, Tensor]:
         """``[batch, time]`` → captured ``[batch, time, layers, hidden]`` and normed final rows."""
         hidden = F.embedding(ids, self.embedding)
+        captured, hidden = self._run(hidden, positions, cache, range(self.arch.layers), self.layers)
+        return captured, self._norm(hidden)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        cache: _BatchCache | None,
+        span: range,
+        layers: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layers of ``span``: states after ``layers``, ``[batch, time, layers, hidden]``,
+        and after the last one, ``[batch, time, hidden]``."""
         cos, sin = self._rotary.at(positions, self.dtype)
         captured = []
-        for index, block in enumerate(self._blocks):
+        for index in span:
 
             def attend(q: Tensor, k: Tensor, v: Tensor, index: int = index) -> Tensor:
                 if cache is None:
                     return causal_attention(q, k, v)
                 return _attend_cached(q, k, v, cache.keys[index], cache.values[index], positions)
 
-            hidden = block(hidden, cos, sin, attend)
-            if index + 1 in self.layers:
+            hidden = self._blocks[index](hidden, cos, sin, attend)
+            if index + 1 in layers:
                 captured.append(hidden)
-        return torch.stack(captured, dim=2), self._norm(hidden)
+        return torch.stack(captured, dim=2), hidden
+
+
+def _padded(sequences: Sequence[Sequence[int]]) -> Tensor:
+    """``[sequences, longest]`` int64, zeros behind the shorter ones."""
+    ids = torch.zeros((len(sequences), max(map(len, sequences))), dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+    return ids
 
 
 def _attend_cached(

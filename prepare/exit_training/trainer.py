@@ -1,20 +1,17 @@
-"""Distil exits from cached lessons: the backbone is never run, so an epoch is cheap.
+"""Distil an exit from cached lessons: the backbone is never run, so an epoch is cheap.
 
 An exit is a few transformer blocks and a norm over the hidden state at its layer; its head is rows
-of the model's own embedding.  The loss is the Kullback-Leibler divergence from the teacher's
-distribution, exact on its top tokens, with everything else (and what the head leaves out) lumped
-into one remainder: an exit learns to be unsure where the answer is outside its vocabulary.
+of the model's own embedding.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +21,14 @@ from torch import Tensor, nn
 from cloud.llama_block import Rotary, causal_attention
 from prepare.base_model import EMBEDDING, BaseModel
 from prepare.exit_training.blocks import block_from_weights, norm_from_weights, weights_of_block
+from prepare.exit_training.distillation import kl_to_teacher
 from prepare.exit_training.teacher import Lesson
 from prepare.exit_training.teacher_cache import TeacherCache
 from prepare.exit_weights import ExitWeights
+
+_WARM_UP_STEPS = 50
+_SAVE_EVERY = 60.0  # seconds
+_LAST_RATE = 0.05  # of the peak
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainingSettings:
     """How exits are trained.
 
     Attributes:
-        learning_rate: peak; linear warm-up, cosine to a tenth of it.
+        learning_rate: peak; linear warm-up, cosine to a twentieth of it.
         batch_sequences: sequences per step.
         epochs: passes over the cache (the last one may be cut by ``max_seconds``).
         max_seconds: stop (with the schedule drawn in) after so many seconds; 0 is no limit.
@@ -90,64 +92,50 @@ class ExitModule(nn.Module):
 
 @dataclass(frozen=True)
 class _Batch:
-    """Padded hidden states of all layers, and the taught positions among them."""
+    """Padded hidden states at the exit's layer, and the taught positions among them."""
 
-    hidden: Tensor  # [batch, time, layers, hidden]
+    hidden: Tensor  # [batch, time, hidden]
     taught: Tensor  # [rows] indices into batch * time
     top_ids: Tensor  # [rows, top]
     top_logprobs: Tensor  # [rows, top]
 
 
 def frequent_tokens(
-    cache: TeacherCache, size: int, vocabulary_size: int, always: Sequence[int]
+    cache: TeacherCache,
+    shards: Sequence[int],
+    size: int,
+    vocabulary_size: int,
+    always: Sequence[int],
 ) -> npt.NDArray[np.int32]:
-    """The ``size`` tokens that the teacher most often prefers (and ``always``), rising
+    """The ``size`` tokens that the teacher gives most probability to (and ``always``), rising
     (frequency-ranked heads: Zhao et al., FR-Spec, arXiv 2502.14856)."""
-    counts = np.zeros(vocabulary_size, np.int64)
-    for tokens in cache.answer_tokens():
-        counts += np.bincount(tokens, minlength=vocabulary_size)
-    counts[list(always)] = counts.max() + 1
-    order = np.argsort(-counts, kind="stable")[:size]
+    mass = np.zeros(vocabulary_size)
+    for ids, logprobs in cache.tops(shards):
+        weights = np.exp(logprobs.astype(np.float64))
+        mass += np.bincount(ids.ravel(), weights.ravel(), minlength=vocabulary_size)
+    mass[list(always)] = np.inf
+    # byte-pair encodings number their tokens by frequency: what was never seen comes in that order
+    order = np.argsort(-mass, kind="stable")[:size]
     return np.sort(order).astype(np.int32)
 
 
-def kl_to_teacher(logits: Tensor, rows: Tensor, inside: Tensor, top_logprobs: Tensor) -> Tensor:
-    """Mean KL(teacher ‖ exit) over ``[n]`` positions.
-
-    Args:
-        logits: ``[n, vocabulary]`` of the exit.
-        rows: ``[n, top]`` head rows of the teacher's top tokens (any row where not ``inside``).
-        inside: ``[n, top]`` bool, whether the head has the token.
-        top_logprobs: ``[n, top]`` of the teacher.
-    """
-    logits = logits.float()
-    log_q = logits.gather(1, rows) - logits.logsumexp(-1, keepdim=True)
-    p = top_logprobs.float().exp() * inside
-    rest_p = (1.0 - p.sum(-1)).clamp_min(1e-6)
-    rest_q = (1.0 - (log_q.exp() * inside).sum(-1)).clamp_min(1e-6)
-    known = (p * (top_logprobs.float() - log_q)).masked_fill(~inside, 0.0).sum(-1)
-    return (known + rest_p * (rest_p.log() - rest_q.log())).mean()
-
-
 class ExitTrainer:
-    """Trains all exits of a model side by side; they share batches, not weights."""
+    """Trains one exit."""
 
     def __init__(
         self,
         model: BaseModel,
-        exits: Sequence[ExitWeights],
+        weights: ExitWeights,
         cache: TeacherCache,
-        cached_layers: Sequence[int],
         settings: TrainingSettings,
         device: torch.device,
+        *,
+        module: type[ExitModule] = ExitModule,
     ) -> None:
-        self.modules = [ExitModule(model, weights).to(device) for weights in exits]
-        self._slots = [list(cached_layers).index(weights.info.layer) for weights in exits]
-        self._row_of_token = [_rows_of(model, m.vocabulary_ids).to(device) for m in self.modules]
+        self.module = module(model, weights).to(device)
+        self._layer = weights.info.layer
+        self._row_of_token = _rows_of(model, weights.vocabulary_ids).to(device)
         self._rotary = Rotary(model.architecture, device)
-        # an exit a thread: small matrices gain less from threads of their own, which would have to
-        # wait for each other at every operation
-        self._pool = ThreadPoolExecutor(len(self.modules), thread_name_prefix="exit")
         self._cache = cache
         self._settings = settings
         self._device = device
@@ -156,23 +144,23 @@ class ExitTrainer:
         self.training = shards[: -settings.held_out_shards]
         self.step = 0
         self.shards_done = 0
-        self._optimizer = torch.optim.AdamW(
-            [p for m in self.modules for p in m.parameters()],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.95),
-            weight_decay=0.01,
-        )
+        self._optimizer = self._new_optimizer()
 
-    def train(self, checkpoint: Path, report: Callable[[float, list[float]], None]) -> None:
-        """Run to the end of the schedule, resuming from ``checkpoint`` where it exists.
+    def share_blocks(self, other: ExitTrainer) -> None:
+        """Train the blocks of ``other`` instead of own ones."""
+        self.module.blocks = other.module.blocks
+        self._optimizer = self._new_optimizer()
 
-        ``report`` hears after every shard: the share of the run that is done, and the loss of each
-        exit over that shard.
+    def rounds(self, checkpoint: Path, stop: Event | None = None) -> Iterator[tuple[float, float]]:
+        """Train to the end of the schedule, resuming from ``checkpoint`` where it exists.
+
+        After every shard it yields the share of the run that is done, and the mean loss over that
+        shard.  ``stop``, once set, ends the run at the next batch; what the checkpoint lacks then
+        (a minute's learning at most) is learnt again by the next run.
         """
-        spent, losses = self._resume(checkpoint), [0.0] * len(self.modules)
+        spent = self._resume(checkpoint)
         total = self._settings.epochs * len(self.training)
-        started = time.monotonic() - spent
-        saved = time.monotonic()
+        started = saved = time.monotonic()
         for done in range(self.shards_done, total):
             epoch, at = divmod(done, len(self.training))
             rng = np.random.default_rng([self._settings.seed, epoch])
@@ -180,67 +168,63 @@ class ExitTrainer:
             progress = done / total
             limit = self._settings.max_seconds
             if limit:
-                progress = max(progress, (time.monotonic() - started) / limit)
+                progress = max(progress, (time.monotonic() - started + spent) / limit)
             if progress >= 1.0:
                 break
             self._set_learning_rate(progress)
-            losses = self._train_shard(self._cache.read(shard), rng)
+            loss = self._train_shard(self._cache.read(shard, [self._layer]), rng, stop)
+            if loss is None:
+                return
             self.shards_done = done + 1
-            report(progress, losses)
-            if time.monotonic() - saved > 60:
-                self._save(checkpoint, time.monotonic() - started)
+            yield progress, loss
+            if time.monotonic() - saved > _SAVE_EVERY:
+                self._save(checkpoint, time.monotonic() - started + spent)
                 saved = time.monotonic()
-        self._save(checkpoint, time.monotonic() - started)
+        self._save(checkpoint, time.monotonic() - started + spent)
 
     @torch.no_grad()
     def predictions(
-        self, shards: Sequence[int]
-    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]:
-        """Per exit: raw maximum probability ``[n]`` and whether its token is the teacher's."""
-        raw: list[list[Tensor]] = [[] for _ in self.modules]
-        right: list[list[Tensor]] = [[] for _ in self.modules]
+        self, shards: Sequence[int], cache: TeacherCache | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """On ``shards`` of ``cache`` (``None``: of the trained one), raw maximum probability
+        ``[n]`` and whether its token is the teacher's."""
+        raw: list[Tensor] = []
+        right: list[Tensor] = []
         for shard in shards:
-            for batch in self._batches(self._cache.read(shard), None):
-                for index, module in enumerate(self.modules):
-                    logits = module.logits(self._states(index, batch)).float()
-                    best, row = logits.softmax(-1).max(-1)
-                    wanted = self._row_of_token[index][batch.top_ids[:, 0]]
-                    raw[index].append(best.cpu())
-                    right[index].append((row == wanted).cpu())
-        return [
-            (torch.cat(r).numpy(), torch.cat(ok).numpy()) for r, ok in zip(raw, right, strict=True)
-        ]
+            for batch in self._batches((cache or self._cache).read(shard, [self._layer]), None):
+                logits = self.module.logits(self._states(batch)).float()
+                best, row = logits.softmax(-1).max(-1)
+                wanted = self._row_of_token[batch.top_ids[:, 0]]
+                raw.append(best.cpu())
+                right.append((row == wanted).cpu())
+        return torch.cat(raw).numpy(), torch.cat(right).numpy()
 
-    def _train_shard(self, lessons: list[Lesson], rng: np.random.Generator) -> list[float]:
-        sums = np.zeros(len(self.modules))
-        count = 0
+    def _train_shard(
+        self, lessons: list[Lesson], rng: np.random.Generator, stop: Event | None
+    ) -> float | None:
+        """The mean loss; ``None`` where it was stopped."""
+        losses = []
         for batch in self._batches(lessons, rng):
+            if stop is not None and stop.is_set():
+                return None
             self.step += 1
             for group in self._optimizer.param_groups:
-                group["lr"] = self._rate * min(1.0, self.step / 50)
-            learn = partial(self._learn, batch)
-            sums += list(self._pool.map(learn, range(len(self.modules))))
+                group["lr"] = self._rate * min(1.0, self.step / _WARM_UP_STEPS)
+            rows = self._row_of_token[batch.top_ids]
+            logits = self.module.logits(self._states(batch))
+            loss = kl_to_teacher(logits, rows.clamp_min(0), rows >= 0, batch.top_logprobs)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-            count += 1
-        return list(sums / max(1, count))
+            losses.append(loss.detach())
+        return float(torch.stack(losses).mean())
 
-    def _learn(self, batch: _Batch, index: int) -> float:
-        """Gradients of one exit on one batch; its loss."""
-        module = self.modules[index]
-        rows = self._row_of_token[index][batch.top_ids]
-        logits = module.logits(self._states(index, batch))
-        loss = kl_to_teacher(logits, rows.clamp_min(0), rows >= 0, batch.top_logprobs)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        return float(loss.detach())
-
-    def _states(self, index: int, batch: _Batch) -> Tensor:
-        hidden = batch.hidden[:, :, self._slots[index]]
+    def _states(self, batch: _Batch) -> Tensor:
         with torch.autocast(self._device.type, torch.bfloat16):
-            positions = torch.arange(hidden.shape[1], device=self._device)
+            positions = torch.arange(batch.hidden.shape[1], device=self._device)
             cos, sin = self._rotary.at(positions, torch.bfloat16)
-            states: Tensor = self.modules[index](hidden.bfloat16(), cos, sin)
+            states: Tensor = self.module(batch.hidden.bfloat16(), cos, sin)
         return states.flatten(0, 1)[batch.taught].bfloat16()
 
     def _batches(self, lessons: list[Lesson], rng: np.random.Generator | None) -> Iterator[_Batch]:
@@ -255,10 +239,10 @@ class ExitTrainer:
 
     def _collate(self, lessons: list[Lesson]) -> _Batch:
         longest = max(len(x.hidden) for x in lessons)
-        hidden = np.zeros((len(lessons), longest, *lessons[0].hidden.shape[1:]), np.float16)
+        hidden = np.zeros((len(lessons), longest, lessons[0].hidden.shape[-1]), np.float16)
         taught = []
         for row, lesson in enumerate(lessons):
-            hidden[row, : len(lesson.hidden)] = lesson.hidden
+            hidden[row, : len(lesson.hidden)] = lesson.hidden[:, 0]
             first = row * longest + lesson.prompt_length - 1
             taught.append(np.arange(first, first + len(lesson.top_ids)))
         move = self._device
@@ -269,15 +253,23 @@ class ExitTrainer:
             torch.from_numpy(np.concatenate([x.top_logprobs for x in lessons])).to(move),
         )
 
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            self.module.parameters(),
+            lr=self._settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=0.01,
+        )
+
     def _set_learning_rate(self, progress: float) -> None:
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        self._rate = self._settings.learning_rate * (0.1 + 0.9 * cosine)
+        self._rate = self._settings.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
 
     def _save(self, path: Path, seconds: float) -> None:
         partial = path.with_suffix(".partial")
         torch.save(
             {
-                "modules": [m.state_dict() for m in self.modules],
+                "module": self.module.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "step": self.step,
                 "shards_done": self.shards_done,
@@ -292,8 +284,7 @@ class ExitTrainer:
         if not path.exists():
             return 0.0
         state = torch.load(path, map_location=self._device, weights_only=True)
-        for module, saved in zip(self.modules, state["modules"], strict=True):
-            module.load_state_dict(saved)
+        self.module.load_state_dict(state["module"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.shards_done = state["shards_done"]

@@ -58,7 +58,15 @@ def test_help_names_every_command_and_shows_examples() -> None:
     listing = tandem("--help").stdout
     for name in ("generate", "demo", "evaluate", "prepare", "cloud"):
         assert name in listing
-    for name in ("generate", "demo", "evaluate", "prepare", "prepare exits", "cloud serve"):
+    for name in (
+        "generate",
+        "demo",
+        "evaluate",
+        "prepare",
+        "prepare exits",
+        "prepare check",
+        "cloud serve",
+    ):
         assert f"tandem {name}" in tandem(*name.split(), "--help").stdout
     assert tandem("--version").stdout.startswith("tandem 0.")
 
@@ -127,6 +135,8 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["generate", "x", "--precision", "int4"], 2, "--precision int4"),
         (["generate", "x", "--mode", "collaborative"], 2, "--cloud"),
         (["generate", "x", "--threshold", "2"], 2, "threshold"),
+        (["generate", "x", "--threshold", "0.5", "--target-agreement", "0.9"], 2, "not both"),
+        (["generate", "x", "--target-agreement", "1"], 2, "best is 0.96"),
         (["generate", "x", "--top-p", "0"], 2, "top-p"),
         (["generate", " "], 2, "empty"),
         (["generate", "x", "--cloud-ca", "ca.pem"], 2, "--cloud"),
@@ -138,6 +148,7 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["cloud", "serve", "--tls-cert", "a.pem"], 2, "--tls-key"),
         (["prepare", "--from", "/nowhere"], 2, "no such file"),
         (["prepare", "exits", "--out", "/tmp/x", "--layers", "a"], 2, "--layers"),
+        (["prepare", "check", "--prompts", "/nowhere"], 2, "cannot be read"),
         (["nonsense"], 2, "nonsense"),
     ],
 )

@@ -15,7 +15,7 @@ FORBIDDEN = {
     "edge": {"cloud", "prepare", "simulator", "torch", "transformers"},
     "cloud": {"edge", "prepare", "simulator", "onnxruntime", "onnx", "transformers"},
     "shared": PARTS - {"shared", "protos"} | {"torch", "transformers", "onnxruntime", "onnx"},
-    "prepare": {"edge", "simulator"},
+    "prepare": {"simulator"},
     "simulator": {"tests", "benchmarks"},
 }
 

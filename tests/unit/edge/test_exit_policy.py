@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.exit_policy import ExitPolicy, calibrated, maximum_probability
+from edge.exit_policy import ExitPolicy, calibrated, maximum_probability, threshold_for
 from shared.errors import ConfigurationError
-from shared.model_bundle import Calibration, ExitInfo
+from shared.model_bundle import Calibration, ExitInfo, OperatingPoint
 from shared.sampling import GREEDY, Sampling, choose_token
 
 INFO = ExitInfo(
@@ -52,6 +52,36 @@ def test_sampling_draws_what_the_full_model_would_draw_from_the_same_logits() ->
 def test_a_threshold_outside_its_range_is_refused(threshold: float) -> None:
     with pytest.raises(ConfigurationError, match="threshold"):
         ExitPolicy(threshold)
+
+
+def points(*pairs: tuple[float, float]) -> list[OperatingPoint]:
+    return [
+        OperatingPoint(threshold=threshold, agreement=agreement, escalation_rate=threshold)
+        for threshold, agreement in pairs
+    ]
+
+
+def test_a_target_agreement_takes_the_lowest_threshold_from_which_on_it_holds() -> None:
+    table = points((0.5, 0.90), (0.6, 0.96), (0.7, 0.94), (0.8, 0.97), (0.9, 0.99))
+    assert threshold_for(table, 0.95) == 0.8  # 0.6 reached it too, but 0.7 did not hold it
+    assert threshold_for(table, 0.0) == 0.5
+    assert threshold_for(table, 0.99) == 0.9
+
+
+@pytest.mark.parametrize(
+    ("table", "target", "message"),
+    [
+        (points((0.5, 0.9)), 0.95, "best is 0.9"),
+        ([], 0.5, "no table"),
+        (points((0.5, 0.9)), 1.5, "not within"),
+        (points((0.5, 0.9)), float("nan"), "not within"),
+    ],
+)
+def test_a_target_that_cannot_be_kept_is_refused(
+    table: list[OperatingPoint], target: float, message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        threshold_for(table, target)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
