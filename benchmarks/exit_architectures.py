@@ -61,21 +61,35 @@ class Variant:
     blocks: int
     rows: int
     shared: str = ""
+    learning_rate: float = TrainingSettings.learning_rate
 
     @property
     def name(self) -> str:
         """How the table calls it."""
-        return f"{self.layer}+{self.blocks}{self.shared}/{self.rows or 'all'}"
+        plain = f"{self.layer}+{self.blocks}{self.shared}/{self.rows or 'all'}"
+        usual = self.learning_rate == TrainingSettings.learning_rate
+        return plain if usual else f"{plain} at {self.learning_rate:g}"
 
 
-SHALLOW = [Variant(layer, 1, 8192) for layer in (10, 12, 14, 16)]
-DEEP = [
-    Variant(layer, blocks, 16384)
-    for layer, blocks in ((20, 1), (20, 2), (20, 3), (22, 1), (22, 2), (24, 1), (24, 2))
+VARIANTS = [
+    # the first exit: where it sits, and whether a second block pays
+    *(Variant(layer, 1, 8192) for layer in (10, 14, 16)),
+    Variant(16, 2, 8192),
+    # the last exit: depth against blocks
+    *(Variant(layer, blocks, 16384) for layer, blocks in ((20, 1), (20, 2), (20, 3))),
+    *(Variant(layer, blocks, 16384) for layer, blocks in ((22, 1), (22, 2), (24, 1))),
+    # its head
+    Variant(20, 2, 8192),
+    Variant(20, 2, 24576),
+    Variant(20, 2, 0),
+    # one block for both exits
+    Variant(16, 1, 8192, "s"),
+    Variant(20, 1, 16384, "s"),
+    # how fast it learns
+    Variant(20, 2, 16384, learning_rate=1e-3),
+    Variant(20, 2, 16384, learning_rate=2e-3),
+    Variant(20, 2, 16384, learning_rate=8e-3),
 ]
-HEADS = [Variant(20, 2, 8192), Variant(20, 2, 24576), Variant(20, 2, 0)]
-MORE = [Variant(10, 2, 8192), Variant(10, 1, 8192, "s"), Variant(20, 1, 16384, "s")]
-VARIANTS = [*SHALLOW, *DEEP, *HEADS, *MORE]
 
 
 class AdaptedModule(ExitModule):
@@ -247,8 +261,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, action="append", required=True)
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL, never trained on")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--lots", type=int, default=8, help="lessons, in lots of 128 answers")
-    parser.add_argument("--held-out", type=int, default=2, help="lots of these to judge on")
+    parser.add_argument("--lots", type=int, default=5, help="lessons, in lots of 128 answers")
+    parser.add_argument("--held-out", type=int, default=1, help="lots of these to judge on")
     parser.add_argument("--invented", type=int, default=6144)
     parser.add_argument("--teacher-cache", type=Path, help="[default: OUT/lessons]")
     parser.add_argument("--from", dest="local", type=Path, help="local GGUF file")

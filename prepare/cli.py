@@ -139,7 +139,7 @@ def exits(
     invented: Annotated[
         int, typer.Option("--invented", min=0, help="Prompts that the model thinks up itself.")
     ] = 4096,
-    layers: Annotated[str, typer.Option("--layers", help="Exit layers, rising.")] = "10,20",
+    layers: Annotated[str, typer.Option("--layers", help="Exit layers, rising.")] = "16,20",
     blocks: Annotated[str, typer.Option("--blocks", help="Blocks of each exit.")] = "1,2",
     vocabulary: Annotated[
         str, typer.Option("--vocabulary", help="Head rows of each exit; 0 is all of them.")
@@ -150,7 +150,7 @@ def exits(
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="Longest answer.")] = 144,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the lessons.")] = 6,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=1e-6, max=1.0)] = 1e-3,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=1e-6, max=1.0)] = 4e-3,
     max_minutes: Annotated[
         float, typer.Option("--max-minutes", min=0.0, help="Stop training after; 0 is no limit.")
     ] = 0.0,

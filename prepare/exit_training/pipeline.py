@@ -51,7 +51,7 @@ class ExitRecipe:
     vocabulary: tuple[int, ...]
     max_tokens: int = 144
     epochs: int = 6
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     batch_sequences: int = 8
     max_seconds: float = 0.0
     held_out_shards: int = 3

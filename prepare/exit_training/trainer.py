@@ -44,7 +44,7 @@ class TrainingSettings:
         max_shards: use only the first so many shards of the cache, held-out ones included.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-3
     batch_sequences: int = 8
     epochs: int = 6
     max_seconds: float = 0.0
