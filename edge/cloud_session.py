@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 
 from edge.cloud_channel import CloudEndpoint
+from edge.timeline import Timeline
 from protos.tandem.v1 import collaboration_pb2 as pb
 from protos.tandem.v1.collaboration_pb2_grpc import CollaborationStub
 from shared.clock import Clock, monotonic
@@ -55,7 +56,7 @@ from shared.sampling import Sampling
 from shared.tensor_codec import EncodedTensor
 
 # gRPC's 5-byte prefix and one HTTP/2 frame header of 9 bytes
-_FRAMING_BYTES = 14
+FRAMING_BYTES = 14
 _MAX_ROWS = 256
 
 _Call: TypeAlias = Any  # grpc.aio.StreamStreamCall; grpc ships no types
@@ -113,6 +114,7 @@ class CloudSession:
         source: ContextSource,
         *,
         clock: Clock = monotonic,
+        timeline: Timeline | None = None,
     ) -> None:
         self.wire = WireCounter()
         self.closed: Closed | None = None
@@ -120,6 +122,7 @@ class CloudSession:
         self._endpoint = endpoint
         self._source = source
         self._clock = clock
+        self._timeline = timeline
         self._open = Open(
             PROTOCOL_VERSION,
             secrets.token_bytes(SESSION_ID_BYTES),
@@ -367,7 +370,10 @@ class CloudSession:
     async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> None:
         self._step += 1
         message = edge_message_to_proto(EdgeMessage(self._step, body))
-        self.wire.uploaded += message.ByteSize() + _FRAMING_BYTES
+        size = message.ByteSize() + FRAMING_BYTES
+        self.wire.uploaded += size
+        if self._timeline is not None and isinstance(body, Context):
+            self._timeline.upload(self._clock(), body.position, body.count, size)
         with self._typed_transport_errors(call):
             await call.write(message)
 
@@ -377,7 +383,7 @@ class CloudSession:
             if wire is grpc.aio.EOF:
                 raise _error_of_status(await call.code(), await call.details())
         assert isinstance(wire, pb.CloudMessage)
-        self.wire.downloaded += wire.ByteSize() + _FRAMING_BYTES
+        self.wire.downloaded += wire.ByteSize() + FRAMING_BYTES
         message = cloud_message_from_proto(wire)
         if isinstance(message.body, ErrorReply):
             raise error_of(message.body)

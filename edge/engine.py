@@ -22,6 +22,7 @@ from edge.generation import (
     Mode,
     cloud_only_tokens,
 )
+from edge.timeline import Timeline
 from shared.chat import ChatTemplate, Message
 from shared.clock import Clock, monotonic
 from shared.errors import BundleError, ConfigurationError
@@ -55,8 +56,9 @@ class GenerationOptions:
 class GenerationResult:
     """What a generation gave and cost; seconds count from the call, model loading left out.
 
-    ``cloud_layer_positions`` is the cloud's own count of positions computed, summed over layers;
-    ``None`` where the session broke off or was resumed elsewhere, so that nobody knows.
+    ``cloud_layer_positions`` is the cloud's own count of positions computed, summed over layers,
+    and ``cloud_compute_seconds`` what its model took for them, waited for or not; ``None`` where
+    the session broke off or was resumed elsewhere, so that nobody knows.
     """
 
     text: str
@@ -70,6 +72,7 @@ class GenerationResult:
     uploaded_bytes: int
     downloaded_bytes: int
     cloud_layer_positions: int | None
+    cloud_compute_seconds: float | None
 
     def as_record(self) -> dict[str, object]:
         """The object that ``tandem generate --json`` prints."""
@@ -128,15 +131,23 @@ class EdgeEngine:
         """Text of an answer's tokens, stop tokens left out."""
         return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
-    def generation(self, prompt_ids: Sequence[int], options: GenerationOptions) -> Generation:
+    def generation(
+        self,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        timeline: Timeline | None = None,
+    ) -> Generation:
         """Prepare a generation; raises :class:`ConfigurationError` where it cannot work."""
-        return Generation(self, tuple(prompt_ids), options)
+        return Generation(self, tuple(prompt_ids), options, timeline)
 
     async def generate(
-        self, prompt_ids: Sequence[int], options: GenerationOptions
+        self,
+        prompt_ids: Sequence[int],
+        options: GenerationOptions,
+        timeline: Timeline | None = None,
     ) -> GenerationResult:
-        """Run a generation to its end."""
-        generation = self.generation(prompt_ids, options)
+        """Run a generation to its end; ``timeline`` is told what happens when."""
+        generation = self.generation(prompt_ids, options, timeline)
         async for _ in generation.run():
             pass
         return generation.result()
@@ -158,7 +169,11 @@ class Generation:
     """One generation: iterate over :meth:`run`, then read :meth:`result`."""
 
     def __init__(
-        self, engine: EdgeEngine, prompt_ids: tuple[int, ...], options: GenerationOptions
+        self,
+        engine: EdgeEngine,
+        prompt_ids: tuple[int, ...],
+        options: GenerationOptions,
+        timeline: Timeline | None = None,
     ) -> None:
         arch = engine.bundle.manifest.architecture
         room = arch.max_positions - len(prompt_ids)
@@ -190,7 +205,7 @@ class Generation:
             options.use_exits,
             options.forced_ids,
         )
-        self._statistics = GenerationStatistics()
+        self._statistics = GenerationStatistics(timeline=timeline)
         self._tokens: list[GeneratedToken] = []
         self._cloud: CloudSession | None = None
         self._started = self._first_token_at = 0.0
@@ -227,6 +242,7 @@ class Generation:
             uploaded_bytes=cloud.wire.uploaded if cloud else 0,
             downloaded_bytes=cloud.wire.downloaded if cloud else 0,
             cloud_layer_positions=_layer_positions(cloud),
+            cloud_compute_seconds=_compute_seconds(cloud),
         )
 
     async def _stream(self, stack: AsyncExitStack) -> AsyncGenerator[GeneratedToken, None]:
@@ -263,12 +279,24 @@ class Generation:
         assert engine.endpoint is not None
         fingerprint = engine.bundle.manifest.fingerprint
         return CloudSession(
-            engine.endpoint, fingerprint, self._options.sampling, source, clock=engine.clock
+            engine.endpoint,
+            fingerprint,
+            self._options.sampling,
+            source,
+            clock=engine.clock,
+            timeline=self._statistics.timeline,
         )
 
 
 def _layer_positions(cloud: CloudSession | None) -> int | None:
     if cloud is None:
         return 0
-    whole = cloud.closed is not None and not cloud.reconnects
-    return cloud.closed.layer_positions if whole and cloud.closed else None
+    return cloud.closed.layer_positions if cloud.closed and not cloud.reconnects else None
+
+
+def _compute_seconds(cloud: CloudSession | None) -> float | None:
+    if cloud is None:
+        return 0.0
+    return (
+        cloud.closed.compute_microseconds / 1e6 if cloud.closed and not cloud.reconnects else None
+    )

@@ -21,6 +21,8 @@ from shared.sampling import GREEDY, Sampling
 if TYPE_CHECKING:  # the command line knows modes and options before it loads a runtime
     from edge.cloud_session import CloudSession
     from edge.exit_model import ExitModel, ModelState
+    from edge.timeline import Timeline
+    from shared.messages import Decision
 
 T = TypeVar("T")
 
@@ -76,11 +78,24 @@ class GenerationRequest:
 
 @dataclass
 class GenerationStatistics:
-    """What the token loop counts; ``stall_seconds`` is time spent waiting for decisions."""
+    """What the token loop counts.
+
+    ``stall_seconds`` is time spent waiting for decisions; ``cloud_seconds`` of it the cloud says
+    that it took for them.  ``timeline``, where there is one, is told what happened when.
+    """
 
     stall_seconds: float = 0.0
+    cloud_seconds: float = 0.0
     escalations: int = 0
     rollbacks: int = 0
+    timeline: Timeline | None = None
+
+    def waited(self, since: float, until: float, decision: Decision) -> None:
+        """Count a wait for ``decision``, in seconds of the generation's clock."""
+        self.stall_seconds += until - since
+        self.cloud_seconds += decision.cloud_microseconds / 1e6
+        if self.timeline is not None:
+            self.timeline.wait(since, until, decision)
 
 
 class EdgeGeneration:
@@ -159,12 +174,16 @@ class EdgeGeneration:
         assert self._cloud is not None
         asked = self._clock()
         decision = await self._cloud.decide(position)
-        self._statistics.stall_seconds += self._clock() - asked
+        self._statistics.waited(asked, self._clock(), decision)
         self._statistics.escalations += 1
         return GeneratedToken(decision.token_id, position, "cloud", decision.logprob)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        began = self._clock()
+        done = await asyncio.get_running_loop().run_in_executor(self._worker, work)
+        if (timeline := self._statistics.timeline) is not None:
+            timeline.edge_work(began, self._clock(), self._state.positions)
+        return done
 
 
 async def cloud_only_tokens(
@@ -186,7 +205,7 @@ async def cloud_only_tokens(
     burst = cloud.decide_burst(len(request.prompt_ids), request.max_tokens - 1)
     async with aclosing(burst) as decisions:
         async for decision in decisions:
-            statistics.stall_seconds += clock() - waiting_since
+            statistics.waited(waiting_since, clock(), decision)
             yield GeneratedToken(decision.token_id, decision.position, "cloud", decision.logprob)
             if decision.token_id in request.stop_token_ids:
                 return

@@ -1,4 +1,5 @@
-"""``tandem demo`` and ``tandem evaluate``."""
+"""``tandem demo``, ``tandem evaluate`` and, from their own modules, ``tandem bench`` and
+``tandem simulate``."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
 from edge.generation import Mode
 from shared.errors import ConfigurationError
+from simulator import link_cli
+from simulator.bench import cli as bench_cli
 
 if TYPE_CHECKING:
     from edge.engine import EdgeEngine, GenerationOptions
@@ -44,9 +47,11 @@ Examples:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands that run edge and cloud together."""
+    """Add the commands that run edge and cloud together, and what lies between them."""
     app.command(epilog=_DEMO_EPILOG)(demo)
     app.command(epilog=_EVALUATE_EPILOG)(evaluate)
+    bench_cli.register(app)
+    link_cli.register(app)
 
 
 def demo(

@@ -1,0 +1,79 @@
+"""Tandem's own modes and schedules, and plain cloud serving through Tandem's cloud."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from edge.engine import GenerationOptions
+from edge.generation import Mode
+from edge.timeline import Timeline
+from simulator.bench.answer import Answer
+from simulator.bench.registry import Bench, Contender, Family, Kind, register
+
+
+class EngineContender:
+    """Whatever :class:`~edge.engine.EdgeEngine` does with the given options."""
+
+    def __init__(self, bench: Bench, options: GenerationOptions) -> None:
+        self._engine, self._options = bench.engine, options
+
+    async def answer(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        forced_ids: tuple[int, ...] | None = None,
+        timeline: Timeline | None = None,
+    ) -> Answer:
+        options = replace(self._options, max_tokens=max_tokens, forced_ids=forced_ids)
+        return Answer.of_result(await self._engine.generate(prompt_ids, options, timeline))
+
+
+def engine_contender(
+    mode: Mode, **changes: Any
+) -> Callable[[Bench, float | None], AbstractAsyncContextManager[Contender]]:
+    """For :attr:`Family.open`: generation in ``mode``, further options as ``changes``; what stands
+    after ``@`` is the threshold."""
+    return partial(_open, mode, changes)
+
+
+@asynccontextmanager
+async def _open(
+    mode: Mode, changes: dict[str, Any], bench: Bench, threshold: float | None
+) -> AsyncIterator[Contender]:
+    options = GenerationOptions(mode, context=bench.settings.context, **changes)
+    if threshold is not None:
+        options = replace(options, threshold=threshold)
+    yield EngineContender(bench, options)
+
+
+register(
+    Family(
+        name="cloud-only",
+        summary="the full model in the cloud: the prompt goes up, tokens stream down",
+        kind=Kind.BASELINE,
+        open=engine_contender(Mode.CLOUD_ONLY),
+    )
+)
+register(
+    Family(
+        name="blocking",
+        summary="CE-CoLLM: the edge asks the cloud below the threshold and waits for the answer",
+        kind=Kind.OURS,
+        open=engine_contender(Mode.COLLABORATIVE),
+        argument="threshold",
+    )
+)
+register(
+    Family(
+        name="standalone",
+        summary="the edge alone, up to its last exit",
+        kind=Kind.OURS,
+        open=engine_contender(Mode.STANDALONE),
+        uses_cloud=False,
+    )
+)
