@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -77,6 +78,9 @@ def train_exits(
     """Train and calibrate; write ``exits.safetensors``, ``exits.json`` and ``reliability.png``
     into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
+    # oneDNN keeps a compiled kernel, with its buffers, for each of the last 1,024 shapes that it
+    # met: gigabytes where every batch has a shape of its own
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     device = _device(device_name)
     cache = fill_lessons(model, recipe, lessons_folder, device, console)
     settings = TrainingSettings(
@@ -95,6 +99,10 @@ def train_exits(
     _train_all(trainers, out, console)
     record = {**asdict(recipe), "text": [path.name for path in recipe.text]}
     record["steps"] = [trainer.step for trainer in trainers]
+    record["epochs_done"] = [
+        round(trainer.shards_done / len(trainer.training), 2) for trainer in trainers
+    ]
+    record["trained_minutes"] = [round(trainer.seconds / 60, 1) for trainer in trainers]
     record["taught_tokens"] = sum(len(ids) for ids, _ in cache.tops(trainers[0].training))
     trained = ExitSet(tuple(t.module.weights() for t in trainers), model.source.sha256, record)
     held_out = [x for shard in trainers[0].held_out for x in cache.read(shard, ())]
