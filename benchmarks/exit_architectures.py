@@ -207,10 +207,10 @@ def time_on_the_edge(
             )
             edges[variant.name] = ExitModel(bundle, "int8", threads=threads)
             graphs = bundle.graphs("int8")
+            exit_bytes = sum(f.size_bytes for f in (graphs.exits[0].graph, graphs.exits[0].weights))
             figures[variant.name] = {
-                "exit_bytes": graphs.exits[0].size_bytes,
-                "edge_bytes": graphs.exits[0].size_bytes
-                + sum(segment.file.size_bytes for segment in graphs.segments),
+                "exit_bytes": exit_bytes,
+                "edge_bytes": sum(file.size_bytes for file in graphs.files()),
             }
         samples: dict[str, list[float]] = {name: [] for name in edges}
         for _ in range(repeats):
