@@ -9,127 +9,39 @@ a machine that slows down slows them alike, and the median of the turns counts. 
 prompt is timed apart.  llama.cpp runs at whichever thread count up to ``--threads`` is its best;
 Tandem runs at ``--threads``.  ``standalone`` is what the edge does alone: the layers up to the
 last exit and that exit, for every token.
+
+Memory is measured apart (``benchmarks/memory_use.py``), in a process per engine with the same
+prompt, tokens and room.  ``model`` is what loading and decoding adds to a process that has its
+libraries and tokenizer (llama.cpp's tokenizer is part of its model); ``process`` is all of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import get_args
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
-from edge.exit_model import ExitModel, physical_cores
+from benchmarks.engines import Engine, LlamaCppEngine, TandemEngine, Turn, decode
+from benchmarks.memory_use import AVAILABLE, Measured, MemoryUse, memory_use
+from edge.exit_model import physical_cores
 from prepare.weight_source import obtain_weights
 from shared.chat import ChatTemplate, Message
-from shared.errors import BundleError, ConfigurationError, TandemError
+from shared.errors import BundleError, TandemError
 from shared.model_bundle import ModelBundle, Precision, cache_folder, default_bundle_folder
 
 PROMPT = "Explain to a curious child, in a few sentences, why the sky is blue."
 _CALIBRATION_TOKENS = 24
 _WARM_UP_TOKENS = 8
 _WORDS_SHOWN = 12
-
-
-class Engine(Protocol):
-    """Something that decodes greedily; ``begin`` forgets what came before."""
-
-    name: str
-    threads: int
-
-    def begin(self, prompt: Sequence[int]) -> int:
-        """Read the prompt; return the first token."""
-
-    def step(self, token: int) -> int:
-        """Append ``token``; return the next one."""
-
-
-class TandemEngine:
-    """The edge's graphs: at full depth, or up to the last exit and read there."""
-
-    def __init__(
-        self, bundle: ModelBundle, precision: Precision, threads: int, room: int, *, full: bool
-    ) -> None:
-        self.name = f"tandem {precision}" + ("" if full else " standalone")
-        self.threads = threads
-        self._model = ExitModel(bundle, precision, threads=threads, full_depth=full)
-        self._state = self._model.open(room)
-        self._full = full
-        self._exit = len(self._model.exits) - 1
-        self._ids = None if full else self._model.vocabulary_ids(self._exit)
-
-    def begin(self, prompt: Sequence[int]) -> int:
-        self._state.truncate(0)
-        return self._next(prompt)
-
-    def step(self, token: int) -> int:
-        return self._next([token])
-
-    def _next(self, tokens: Sequence[int]) -> int:
-        self._state.extend(tokens)
-        if self._full:
-            return int(self._state.read_full().argmax())
-        row = int(self._state.read_exit(self._exit).argmax())
-        return row if self._ids is None else int(self._ids[row])
-
-
-class LlamaCppEngine:
-    """llama.cpp through its own C functions: no sampler chain, no copies of the logits."""
-
-    name = "llama.cpp"
-
-    def __init__(self, gguf: Path, threads: int, room: int) -> None:
-        import llama_cpp  # noqa: PLC0415  the benchmark says what to install where it is missing
-
-        self._llama = llama_cpp
-        self.threads = threads
-        self._model = llama_cpp.Llama(
-            str(gguf), n_ctx=room, n_threads=threads, n_threads_batch=threads, verbose=False
-        )
-        self._context = self._model.ctx
-        self._memory = llama_cpp.llama_get_memory(self._context)
-        self._vocabulary = self._model.n_vocab()
-
-    def use_threads(self, threads: int) -> None:
-        self.threads = threads
-        self._llama.llama_set_n_threads(self._context, threads, threads)
-
-    def begin(self, prompt: Sequence[int]) -> int:
-        self._llama.llama_memory_clear(self._memory, True)
-        return self._next(prompt)
-
-    def step(self, token: int) -> int:
-        return self._next([token])
-
-    def _next(self, tokens: Sequence[int]) -> int:
-        array = (self._llama.llama_token * len(tokens))(*tokens)
-        batch = self._llama.llama_batch_get_one(array, len(tokens))
-        if code := self._llama.llama_decode(self._context, batch):
-            raise ConfigurationError(f"llama.cpp could not decode (code {code})")
-        logits = self._llama.llama_get_logits_ith(self._context, -1)
-        return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One decoding: seconds for the prompt, tokens per second after it, and the tokens."""
-
-    prompt_seconds: float
-    tokens_per_second: float
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -143,18 +55,8 @@ class Result:
     fastest: float
     ratio: float
     prompt_seconds: float
-    resident_mib: float | None
+    memory: MemoryUse | None
     text: str
-
-
-def decode(engine: Engine, prompt: Sequence[int], tokens: int) -> Turn:
-    """Greedy tokens after ``prompt``; the end-of-text token does not stop it."""
-    start = time.perf_counter()
-    found = [engine.begin(prompt)]
-    begun = time.perf_counter()
-    for _ in range(tokens):
-        found.append(engine.step(found[-1]))
-    return Turn(begun - start, tokens / (time.perf_counter() - begun), tuple(found))
 
 
 def settle_threads(engine: LlamaCppEngine, prompt: Sequence[int], most: int) -> None:
@@ -182,25 +84,6 @@ def take_turns(
     return turns
 
 
-def resident_growth(make: Callable[[], Engine]) -> float:
-    """MiB that an engine adds to a process of its own, loaded and decoding."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_growth_here, make).result()
-
-
-def _growth_here(make: Callable[[], Engine]) -> float:
-    before = _resident_mib()
-    engine = make()
-    decode(engine, range(1, 33), _WARM_UP_TOKENS)
-    return _resident_mib() - before
-
-
-def _resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def run(
     bundle: ModelBundle,
     gguf: Path,
@@ -224,18 +107,28 @@ def run(
 
     llama = LlamaCppEngine(gguf, threads, room)
     settle_threads(llama, prompt, threads)
-    recipes: list[Callable[[], Engine]] = [
-        partial(TandemEngine, bundle, precision, threads, room, full=full)
-        for full in (True, False)
-        for precision in precisions
+    kinds = [(precision, full) for full in (True, False) for precision in precisions]
+    engines: list[Engine] = [
+        llama,
+        *(TandemEngine(bundle.folder, p, threads, room, full=full) for p, full in kinds),
     ]
-    engines: list[Engine] = [llama, *(make() for make in recipes)]
-    recipes.insert(0, partial(LlamaCppEngine, gguf, llama.threads, room))
     turns = take_turns(engines, prompt, tokens, repeats)
     base = statistics.median(turn.tokens_per_second for turn in turns[llama.name])
 
+    def measured(precision: Precision | None, full: bool, threads: int) -> Measured:
+        return Measured(
+            model=str(bundle.folder if precision else gguf),
+            precision=precision,
+            full=full,
+            tokenizer=str(bundle.path(bundle.manifest.tokenizer.file)) if precision else None,
+            threads=threads,
+            room=room,
+            prompt=tuple(prompt),
+            tokens=tokens,
+        )
+
     results = []
-    for engine, make in zip(engines, recipes, strict=True):
+    for engine, (precision, full) in zip(engines, [(None, True), *kinds], strict=True):
         speeds = [turn.tokens_per_second for turn in turns[engine.name]]
         speed = statistics.median(speeds)
         words = tokenizer.decode(turns[engine.name][-1].tokens).split()[:_WORDS_SHOWN]
@@ -248,7 +141,7 @@ def run(
                 fastest=max(speeds),
                 ratio=speed / base,
                 prompt_seconds=statistics.median(t.prompt_seconds for t in turns[engine.name]),
-                resident_mib=resident_growth(make) if memory else None,
+                memory=memory_use(measured(precision, full, engine.threads)) if memory else None,
                 text=" ".join(words),
             )
         )
@@ -258,10 +151,10 @@ def run(
 def show(results: Sequence[Result]) -> None:
     """Print a table, and the first words of each text."""
     table = Table(box=None)
-    for name in ("engine", "threads", "tokens/s", "range", "ratio", "prompt", "memory"):
+    names = ("engine", "threads", "tokens/s", "range", "ratio", "prompt", "model", "process")
+    for name in names:
         table.add_column(name, justify="left" if name == "engine" else "right")
     for result in results:
-        memory = result.resident_mib
         table.add_row(
             result.engine,
             str(result.threads),
@@ -269,13 +162,23 @@ def show(results: Sequence[Result]) -> None:
             f"{result.slowest:.0f}–{result.fastest:.0f}",
             f"{result.ratio:.2f}",
             f"{result.prompt_seconds * 1e3:.0f} ms",
-            "?" if memory is None else f"{memory:.0f} MiB",
+            *_memory_cells(result.memory),
         )
     console = Console(highlight=False)
     console.print(table)
+    console.print("model, process: MiB resident while decoding (and at most)")
     for result in results:
         console.print(f"[bold]{result.engine}[/]", markup=True)
         console.print(f"  {result.text} …", markup=False)
+
+
+def _memory_cells(use: MemoryUse | None) -> tuple[str, str]:
+    if use is None:
+        return "?", "?"
+    return (
+        f"{use.steady - use.before:.0f} ({use.peak - use.before:.0f})",
+        f"{use.steady:.0f} ({use.peak:.0f})",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -298,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             repeats=options.repeats,
             tokens=options.tokens,
             threads=options.threads or physical_cores(),
-            memory=Path("/proc/self/statm").exists(),
+            memory=AVAILABLE,
         )
     except TandemError as error:
         print(error, file=sys.stderr)

@@ -32,16 +32,12 @@ from prepare.base_model import BaseModel
 from prepare.bundle_writer import write_bundle
 from prepare.cli import load_base_model
 from prepare.exit_training.calibration import operating_points
+from prepare.exit_training.exit_module import ExitModule
 from prepare.exit_training.lessons import answered_prompts
 from prepare.exit_training.pipeline import ExitRecipe, fill_lessons
 from prepare.exit_training.teacher import Teacher
 from prepare.exit_training.teacher_cache import TeacherCache
-from prepare.exit_training.trainer import (
-    ExitModule,
-    ExitTrainer,
-    TrainingSettings,
-    frequent_tokens,
-)
+from prepare.exit_training.trainer import ExitTrainer, TrainingSettings, frequent_tokens
 from prepare.exit_weights import ExitSet, ExitWeights, untrained_exits
 from shared.prompt_file import read_exchanges
 
@@ -211,10 +207,10 @@ def time_on_the_edge(
             )
             edges[variant.name] = ExitModel(bundle, "int8", threads=threads)
             graphs = bundle.graphs("int8")
+            exit_bytes = sum(f.size_bytes for f in (graphs.exits[0].graph, graphs.exits[0].weights))
             figures[variant.name] = {
-                "exit_bytes": graphs.exits[0].size_bytes,
-                "edge_bytes": graphs.exits[0].size_bytes
-                + sum(segment.file.size_bytes for segment in graphs.segments),
+                "exit_bytes": exit_bytes,
+                "edge_bytes": sum(file.size_bytes for file in graphs.files()),
             }
         samples: dict[str, list[float]] = {name: [] for name in edges}
         for _ in range(repeats):

@@ -6,11 +6,11 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
 from edge.cloud_channel import CloudEndpoint
-from edge.cloud_session import CloudSession
 from edge.context_source import ContextCodec, HiddenStateSource, TokenSource
 from edge.exit_model import ExitModel
 from edge.exit_policy import DEFAULT_THRESHOLD, ExitPolicy
@@ -28,6 +28,9 @@ from shared.clock import Clock, monotonic
 from shared.errors import BundleError, ConfigurationError
 from shared.model_bundle import ModelBundle, Precision
 from shared.sampling import GREEDY, Sampling
+
+if TYPE_CHECKING:
+    from edge.cloud_session import CloudSession
 
 _MAX_TOKENS = 1 << 20
 
@@ -275,6 +278,8 @@ class Generation:
         ).tokens(request)
 
     def _session(self, source: HiddenStateSource | TokenSource) -> CloudSession:
+        from edge.cloud_session import CloudSession  # noqa: PLC0415  (gRPC: 10 MB, unless alone)
+
         engine = self._engine
         assert engine.endpoint is not None
         fingerprint = engine.bundle.manifest.fingerprint

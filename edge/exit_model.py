@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edge.embedding import EmbeddingTable
 from edge.kv_cache import FloatArray, RotaryTables
-from edge.stage import StageRun, load_stages
+from edge.memory import release_freed
+from edge.stage import Stage, StageRun
 from shared.errors import BudgetExceededError, BundleError, ConfigurationError
 from shared.model_bundle import ExitInfo, ModelBundle, Precision
 
@@ -54,10 +56,13 @@ class ExitModel:
                 "the bundle's edge stops at its last exit: run `tandem prepare --full-depth`"
             )
         threads = threads or physical_cores()
-        self.segment_stages = load_stages([bundle.path(s.file) for s in segments], threads)
-        self.exit_stages = load_stages([bundle.path(file) for file in graphs.exits], threads)
-        head = [bundle.path(graphs.head)] if full_depth and graphs.head else []
-        self.head_stage = next(iter(load_stages(head, threads)), None)
+        self.embedding = EmbeddingTable(bundle.path(graphs.embedding), self.architecture)
+        # One matrix at a time is in memory twice while it is packed.  The heads are the largest:
+        # they come first, when little else is there.
+        head = graphs.head if full_depth else None
+        self.head_stage = None if head is None else Stage(bundle, head, threads)
+        self.exit_stages = [Stage(bundle, files, threads) for files in graphs.exits]
+        self.segment_stages = [Stage(bundle, s.files, threads) for s in segments]
 
     def vocabulary_ids(self, index: int) -> npt.NDArray[np.int32] | None:
         """Token id of each row of exit ``index``'s logits; ``None`` where row i is token i."""
@@ -84,7 +89,9 @@ class ModelState:
         arch = model.architecture
         self.max_positions = max_positions
         self._vocabulary_size = arch.vocabulary_size
+        self._embedding = model.embedding
         self._positions = 0
+        self._read_positions = 0  # at the last reading of logits
         rotary = RotaryTables(arch, max_positions)
         self._segments = [StageRun(s, arch, max_positions, rotary) for s in model.segment_stages]
         self._exits = [StageRun(s, arch, max_positions, rotary) for s in model.exit_stages]
@@ -120,7 +127,7 @@ class ModelState:
         first, out = self._segments[0], self._boundaries[0]
         for at in range(0, len(ids), CHUNK):
             chunk = ids[at : at + CHUNK]
-            first.run(chunk, out[start + at : start + at + len(chunk)])
+            first.run(self._embedding.rows(chunk), out[start + at : start + at + len(chunk)])
         self._positions = stop
         return out[start:stop].copy()
 
@@ -155,6 +162,7 @@ class ModelState:
         """Forget every position from ``positions`` on, at every depth."""
         assert 0 <= positions <= self._positions
         self._positions = positions
+        self._read_positions = min(self._read_positions, positions)
         for run in [*self._segments, *self._exits]:
             run.cache.truncate(positions)
 
@@ -178,6 +186,9 @@ class ModelState:
         while (at := run.cache.length) < self._positions:
             stop = min(at + CHUNK, self._positions)
             run.run(source[at:stop], logits)
+        if self._positions - self._read_positions >= CHUNK:  # a prompt: its buffers were large
+            release_freed()
+        self._read_positions = self._positions
         return logits.reshape(-1)
 
 

@@ -8,9 +8,6 @@ and come out before each run.  So a token costs two bindings and no copies.
 from __future__ import annotations
 
 import base64
-import ctypes
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +15,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge.kv_cache import FloatArray, KvCache, RotaryTables
+from edge.memory import release_after_load
 from shared.errors import BundleError
-from shared.model_bundle import VOCABULARY_KEY, Architecture
+from shared.model_bundle import VOCABULARY_KEY, Architecture, GraphFiles, ModelBundle
 
 _CPU = "cpu"
 # How long a thread of the pool waits actively for its next share of a run, before it sleeps.  Each
@@ -35,13 +33,20 @@ class Stage:
         layers: transformer layers with a KV cache in this graph.
         output_width: columns of the output (hidden size, or rows of a vocabulary head).
         vocabulary_ids: int32 token ids of a head's rows; ``None`` where row i is token i.
+
+    Raises:
+        BundleError: a file is missing, or the graph does not load.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, bundle: ModelBundle, files: GraphFiles, threads: int) -> None:
+        path, weights = bundle.path(files.graph), bundle.path(files.weights)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # an arena keeps what the longest prompt chunk took, once per graph; a token's few small
+        # buffers are as fast from malloc
+        options.enable_cpu_mem_arena = False
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_MICROSECONDS)
         try:
@@ -50,9 +55,7 @@ class Stage:
             raise BundleError(
                 f"{path} cannot be loaded: {error}; run `tandem prepare --force`"
             ) from error
-        inputs = {value.name: value for value in self.session.get_inputs()}
-        self.layers = sum(name.startswith("key_") for name in inputs)
-        self.input_name = "token_ids" if "token_ids" in inputs else "hidden"
+        self.layers = sum(v.name.startswith("key_") for v in self.session.get_inputs())
         output = self.session.get_outputs()[0]
         self.output_name, self.output_width = output.name, int(output.shape[1])
         encoded = self.session.get_modelmeta().custom_metadata_map.get(VOCABULARY_KEY)
@@ -63,6 +66,7 @@ class Stage:
                 raise BundleError(f"{path}: {len(ids)} vocabulary ids for {self.output_width} rows")
             ids.flags.writeable = False
             self.vocabulary_ids = ids
+        release_after_load(weights)
 
 
 class StageRun:
@@ -88,12 +92,12 @@ class StageRun:
                 self._bind_input(f"{side}_{layer}", buffers[layer])
                 self._bind_output(f"present_{side}_{layer}", buffers[layer])
 
-    def run(self, rows: npt.NDArray[Any], out: FloatArray) -> None:
-        """Append ``rows`` (``[n]`` token ids or ``[n, hidden]``) to the cache; fill ``out``."""
+    def run(self, rows: FloatArray, out: FloatArray) -> None:
+        """Append ``rows`` ``[n, hidden]`` to the cache; fill ``out``."""
         count = len(rows)
         self._total_positions[0] = self.cache.length + count
         self._last_position[0] = self.cache.length + count - 1
-        self._bind_input(self.stage.input_name, rows)
+        self._bind_input("hidden", rows)
         self._bind_output(self.stage.output_name, out)
         self.stage.session.run_with_iobinding(self._binding)
         self.cache.length += count
@@ -105,19 +109,3 @@ class StageRun:
     def _bind_output(self, name: str, array: FloatArray) -> None:
         assert array.flags.c_contiguous
         self._binding.bind_output(name, _CPU, 0, np.float32, array.shape, array.ctypes.data)
-
-
-def load_stages(paths: Sequence[Path], threads: int) -> list[Stage]:
-    """Load graphs in order; raise :class:`BundleError` at the first that does not load."""
-    stages = [Stage(path, threads) for path in paths]
-    _return_freed_memory()
-    return stages
-
-
-def _return_freed_memory() -> None:
-    """Give the pages of the parsed files back: glibc would keep them, a third of the model's size
-    again."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):  # another C library
-        return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -152,8 +153,12 @@ def exits(
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the lessons.")] = 6,
     learning_rate: Annotated[float, typer.Option("--learning-rate", min=1e-6, max=1.0)] = 4e-3,
     max_minutes: Annotated[
-        float, typer.Option("--max-minutes", min=0.0, help="Stop training after; 0 is no limit.")
-    ] = 0.0,
+        str,
+        typer.Option(
+            "--max-minutes",
+            help="End training after so long: one number, or one per exit; 0 is no limit.",
+        ),
+    ] = "0",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps")] = "cpu",
     teacher_cache: Annotated[
         Path | None, typer.Option("--teacher-cache", help="Lessons on disk. [default: OUT/lessons]")
@@ -175,7 +180,7 @@ def exits(
         lots=lots,
         epochs=epochs,
         learning_rate=learning_rate,
-        max_seconds=max_minutes * 60,
+        max_seconds=tuple(60 * minutes for minutes in _minutes(max_minutes)),
         seed=seed,
     )
     model = load_base_model(local, console)
@@ -259,3 +264,13 @@ def _numbers(flag: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigurationError(f"{flag} {text!r} is not a list of numbers, as in 10,20") from None
+
+
+def _minutes(text: str) -> tuple[float, ...]:
+    try:
+        minutes = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        minutes = (-1.0,)
+    if not all(0 <= each < math.inf for each in minutes):
+        raise ConfigurationError(f"--max-minutes {text!r} is not a list of minutes, as in 30,60")
+    return minutes

@@ -2,8 +2,7 @@
 
 Inputs and outputs of a graph (``edge/stage.py`` binds them)::
 
-    token_ids  int64 [n]            the first segment
-    hidden     float32 [n, hidden]  every other graph
+    hidden     float32 [n, hidden]  embeddings for the first segment
     key_<i>, value_<i>              KV cache of layer i, updated in place as present_<...>
     last_position, total_positions  int32 [1]: index of the last new position, and that plus one
     rotary_cos, rotary_sin          float32 [capacity, head_size / 2]
@@ -11,7 +10,8 @@ Inputs and outputs of a graph (``edge/stage.py`` binds them)::
     → logits      float32 [1, rows]    exits and head, for the last position only
 
 An exit whose head covers a part of the vocabulary carries the token ids of its rows in the
-graph's metadata, as base64 of little-endian int32.
+graph's metadata, as base64 of little-endian int32.  Large constants lie beside the graph, and the
+embedding is a file of its own (``prepare/edge_files.py``).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from prepare.base_model import EMBEDDING, FINAL_NORM, BaseModel, FloatArray, layer_names
+from prepare.edge_files import write_embedding, write_graph
 from prepare.edge_matrix import Matrix, stack
 from prepare.exit_weights import ExitSet, ExitWeights
 from prepare.onnx_layers import (
@@ -34,7 +35,6 @@ from prepare.onnx_layers import (
     add_and_norm,
     attention,
     declare_positions,
-    embed,
     float_value,
     gated_feed_forward,
     last_row,
@@ -47,8 +47,8 @@ from shared.model_bundle import (
     Architecture,
     EdgeGraphs,
     EdgeSegment,
+    GraphFiles,
     Precision,
-    describe_file,
 )
 
 _OPSET, _CONTRIB_OPSET, _IR_VERSION = 21, 1, 10
@@ -57,7 +57,7 @@ _OPSET, _CONTRIB_OPSET, _IR_VERSION = 21, 1, 10
 def export_edge(
     model: BaseModel, exits: ExitSet, folder: Path, precision: Precision, *, full_depth: bool
 ) -> EdgeGraphs:
-    """Write the graphs of one precision below ``folder / "edge" / precision``.
+    """Write the graphs of one precision below ``folder / "edge" / precision``, and its embedding.
 
     The same inputs give the same bytes.
 
@@ -76,32 +76,25 @@ def export_edge(
     target = folder / "edge" / precision
     target.mkdir(parents=True, exist_ok=True)
 
-    def write(name: str, graph: ModelProto) -> Path:
-        path = target / f"{name}.onnx"
-        path.write_bytes(graph.SerializeToString(deterministic=True))
-        return path
+    def write(graph: ModelProto) -> GraphFiles:
+        return write_graph(graph, folder, target / f"{graph.graph.name}.onnx")
 
     segments = []
     for first, last in pairwise([0, *layers, *([arch.layers] if full_depth else [])]):
-        path = write(f"layers_{first}_{last}", _segment(model, first, last, precision))
-        file = describe_file(folder, path)
-        segments.append(EdgeSegment(first_layer=first, last_layer=last, file=file))
-    exit_files = [
-        describe_file(folder, write(w.info.name, _exit(model, w, precision))) for w in exits.exits
-    ]
-    head = describe_file(folder, write("head", _head(model, precision))) if full_depth else None
-    return EdgeGraphs(segments=tuple(segments), exits=tuple(exit_files), head=head)
+        files = write(_segment(model, first, last, precision))
+        segments.append(EdgeSegment(first_layer=first, last_layer=last, files=files))
+    return EdgeGraphs(
+        embedding=write_embedding(_matrix(model, EMBEDDING), folder, precision),
+        segments=tuple(segments),
+        exits=tuple(write(_exit(model, weights, precision)) for weights in exits.exits),
+        head=write(_head(model, precision)) if full_depth else None,
+    )
 
 
 def _segment(model: BaseModel, first: int, last: int, precision: Precision) -> ModelProto:
     arch, graph = model.architecture, GraphBuilder()
-    if first == 0:
-        graph.inputs.append(helper.make_tensor_value_info("token_ids", TensorProto.INT64, ["n"]))
-        start = embed(graph, "token_ids", _matrix(model, EMBEDDING), precision)
-    else:
-        start = _hidden_input(graph, arch)
+    stream = Stream(_hidden_input(graph, arch))
     declare_positions(graph, arch)
-    stream = Stream(start)
     for layer in range(first, last):
         names = layer_names(layer)
         block = _Block(

@@ -135,27 +135,6 @@ def _matmul_bits(
     )[0]
 
 
-def embed(graph: GraphBuilder, token_ids: str, table: Matrix, precision: Precision) -> str:
-    """Rows of the embedding; outside float32 the table stays at 8 bits in memory."""
-    if precision == "float32":
-        return graph.add("Gather", [graph.constant("embedding", table.values), token_ids])[0]
-    blocks = round_to_int8(table, BLOCK)
-    codes = (blocks.codes.astype(np.int16) + 128).astype(np.uint8)
-    return graph.add(
-        "GatherBlockQuantized",
-        [
-            graph.constant("embedding.codes", codes),
-            token_ids,
-            graph.constant("embedding.scale", blocks.scale),
-        ],
-        domain=CONTRIB,
-        bits=8,
-        block_size=BLOCK,
-        gather_axis=0,
-        quantize_axis=1,
-    )[0]
-
-
 @dataclass(frozen=True)
 class Stream:
     """The residual stream: ``residual + update``; ``update`` is not yet added where given.

@@ -5,7 +5,8 @@
     manifest.json            what follows, validated on load
     tokenizer.json           Hugging Face ``tokenizers`` file
     exits.safetensors        exit blocks and norms, float16
-    edge/<precision>/*.onnx  segments and exits for ONNX Runtime
+    edge/<precision>/*       segments and exits for ONNX Runtime: .onnx, constants in .weights
+    edge/embedding_*.npy     token embedding, see shared/embedding_file.py
     cloud/                   a Hugging Face model folder (config.json, model.safetensors)
 
 ``fingerprint`` covers what edge and cloud must agree on (weights of the full model, tokenizer,
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shared.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 # an exit's ONNX metadata: base64 of the little-endian int32 token ids of its head's rows
 VOCABULARY_KEY = "vocabulary_ids"
@@ -124,21 +125,37 @@ class OperatingPoint(_Frozen):
     escalation_rate: float = Field(ge=0.0, le=1.0)
 
 
+class GraphFiles(_Frozen):
+    """An ONNX graph and its large constants, which the graph names as external data."""
+
+    graph: BundleFile
+    weights: BundleFile
+
+
 class EdgeSegment(_Frozen):
-    """An ONNX graph for layers ``[first_layer, last_layer)``; the first one also embeds."""
+    """An ONNX graph for layers ``[first_layer, last_layer)``."""
 
     first_layer: int = Field(ge=0)
     last_layer: int = Field(ge=1)
-    file: BundleFile
+    files: GraphFiles
 
 
 class EdgeGraphs(_Frozen):
-    """All ONNX graphs of one precision.  ``head`` (final norm and full vocabulary) and the last
-    segment are present only in bundles prepared with ``--full-depth``."""
+    """Embedding and ONNX graphs of one precision.  ``head`` (final norm and full vocabulary) and
+    the last segment are present only in bundles prepared with ``--full-depth``; ``embedding`` may
+    be shared with another precision."""
 
+    embedding: BundleFile
     segments: tuple[EdgeSegment, ...] = Field(min_length=1)
-    exits: tuple[BundleFile, ...]
-    head: BundleFile | None = None
+    exits: tuple[GraphFiles, ...]
+    head: GraphFiles | None = None
+
+    def files(self) -> Iterable[BundleFile]:
+        """Every file of this precision."""
+        yield self.embedding
+        segments = (segment.files for segment in self.segments)
+        for files in (*segments, *self.exits, *([self.head] if self.head else [])):
+            yield from (files.graph, files.weights)
 
 
 class TokenizerInfo(_Frozen):
@@ -167,7 +184,7 @@ class Source(_Frozen):
 class Manifest(_Frozen):
     """Everything a part needs to know before it opens a large file."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     fingerprint: Sha256
     source: Source
@@ -227,7 +244,7 @@ class ModelBundle:
         if isinstance(raw, dict) and raw.get("format_version") != FORMAT_VERSION:
             raise BundleError(
                 f"{path} has format version {raw.get('format_version')!r}, this release reads "
-                f"{FORMAT_VERSION}: run `tandem prepare --force`"
+                f"{FORMAT_VERSION}: run `tandem prepare`"
             )
         try:
             return cls(folder, Manifest.model_validate(raw))
@@ -251,14 +268,11 @@ class ModelBundle:
         return path
 
     def files(self) -> Iterable[BundleFile]:
-        """Every file that the manifest names."""
+        """Every file that the manifest names, once each."""
         manifest = self.manifest
         yield manifest.tokenizer.file
-        for graphs in manifest.edge.values():
-            yield from (segment.file for segment in graphs.segments)
-            yield from graphs.exits
-            if graphs.head:
-                yield graphs.head
+        # a dict as an ordered set: precisions share the embedding
+        yield from dict.fromkeys(f for graphs in manifest.edge.values() for f in graphs.files())
         if manifest.cloud:
             yield from (manifest.cloud.config, manifest.cloud.weights)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +43,7 @@ class ExitRecipe:
     """Everything that decides what exits come out (and the device's rounding).
 
     ``lots`` cuts the lessons to the first so many lots; being shuffled, they are a fair sample.
+    ``max_seconds`` is one limit for all exits, or one for each.
     """
 
     text: tuple[Path, ...]
@@ -53,7 +55,7 @@ class ExitRecipe:
     epochs: int = 6
     learning_rate: float = 4e-3
     batch_sequences: int = 8
-    max_seconds: float = 0.0
+    max_seconds: tuple[float, ...] = (0.0,)
     held_out_shards: int = 3
     lot_size: int = 128
     lots: int | None = None
@@ -62,6 +64,8 @@ class ExitRecipe:
     def __post_init__(self) -> None:
         if not len(self.layers) == len(self.blocks) == len(self.vocabulary):
             raise ConfigurationError("layers, blocks and vocabulary must name as many exits")
+        if len(self.max_seconds) not in (1, len(self.layers)):
+            raise ConfigurationError("name one time limit for all exits, or one for each")
         if not self.text and not self.invented:
             raise ConfigurationError("nothing to learn from: name --text, or --invented prompts")
 
@@ -77,24 +81,22 @@ def train_exits(
     """Train and calibrate; write ``exits.safetensors``, ``exits.json`` and ``reliability.png``
     into ``out``."""
     out.mkdir(parents=True, exist_ok=True)
+    # oneDNN keeps a compiled kernel, with its buffers, for each of the last 1,024 shapes that it
+    # met: gigabytes where every batch has a shape of its own
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     device = _device(device_name)
     cache = fill_lessons(model, recipe, lessons_folder, device, console)
-    settings = TrainingSettings(
-        learning_rate=recipe.learning_rate,
-        batch_sequences=recipe.batch_sequences,
-        epochs=recipe.epochs,
-        max_seconds=recipe.max_seconds,
-        held_out_shards=recipe.held_out_shards,
-        max_shards=recipe.lots,
-        seed=recipe.seed,
-    )
     trainers = [
-        ExitTrainer(model, weights, cache, settings, device)
-        for weights in _initial_exits(model, recipe, cache)
+        ExitTrainer(model, weights, cache, _settings(recipe, index), device)
+        for index, weights in enumerate(_initial_exits(model, recipe, cache))
     ]
     _train_all(trainers, out, console)
     record = {**asdict(recipe), "text": [path.name for path in recipe.text]}
     record["steps"] = [trainer.step for trainer in trainers]
+    record["epochs_done"] = [
+        round(trainer.shards_done / len(trainer.training), 2) for trainer in trainers
+    ]
+    record["trained_minutes"] = [round(trainer.seconds / 60, 1) for trainer in trainers]
     record["taught_tokens"] = sum(len(ids) for ids, _ in cache.tops(trainers[0].training))
     trained = ExitSet(tuple(t.module.weights() for t in trainers), model.source.sha256, record)
     held_out = [x for shard in trainers[0].held_out for x in cache.read(shard, ())]
@@ -124,6 +126,19 @@ def fill_lessons(
     if len(cache.shards()) <= recipe.held_out_shards:
         raise ConfigurationError("too few lessons to hold some out: give more prompts")
     return cache
+
+
+def _settings(recipe: ExitRecipe, index: int) -> TrainingSettings:
+    limits = recipe.max_seconds
+    return TrainingSettings(
+        learning_rate=recipe.learning_rate,
+        batch_sequences=recipe.batch_sequences,
+        epochs=recipe.epochs,
+        max_seconds=limits[index] if len(limits) > 1 else limits[0],
+        held_out_shards=recipe.held_out_shards,
+        max_shards=recipe.lots,
+        seed=recipe.seed,
+    )
 
 
 def _initial_exits(

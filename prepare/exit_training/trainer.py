@@ -6,6 +6,7 @@ of the model's own embedding.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -18,10 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cloud.llama_block import Rotary, causal_attention
-from prepare.base_model import EMBEDDING, BaseModel
-from prepare.exit_training.blocks import block_from_weights, norm_from_weights, weights_of_block
+from cloud.llama_block import Rotary
+from prepare.base_model import BaseModel
+from prepare.exit_training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from prepare.exit_training.distillation import kl_to_teacher
+from prepare.exit_training.exit_module import ExitModule
 from prepare.exit_training.teacher import Lesson
 from prepare.exit_training.teacher_cache import TeacherCache
 from prepare.exit_weights import ExitWeights
@@ -51,43 +53,6 @@ class TrainingSettings:
     held_out_shards: int = 3
     max_shards: int | None = None
     seed: int = 0
-
-
-class ExitModule(nn.Module):
-    """A trainable exit; weights start from ``weights`` in float32."""
-
-    def __init__(self, model: BaseModel, weights: ExitWeights) -> None:
-        super().__init__()
-        arch = model.architecture
-        self.info = weights.info
-        self.vocabulary_ids = weights.vocabulary_ids
-        self.blocks = nn.ModuleList(block_from_weights(arch, b) for b in weights.blocks)
-        self.norm = norm_from_weights(arch, weights.norm)
-        embedding = torch.from_numpy(model.weights[EMBEDDING])
-        if weights.vocabulary_ids is not None:
-            embedding = embedding[torch.from_numpy(weights.vocabulary_ids).long()]
-        self.register_buffer("head", embedding.clone(), persistent=False)
-
-    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """``[batch, time, hidden]`` → normed states that the head reads, same shape."""
-        for block in self.blocks:
-            hidden = block(hidden, cos, sin, causal_attention)
-        normed: Tensor = self.norm(hidden)
-        return normed
-
-    def logits(self, states: Tensor) -> Tensor:
-        """``[rows, hidden]`` → ``[rows, vocabulary]`` in the states' dtype."""
-        head: Tensor = self.get_buffer("head")
-        return states @ head.to(states.dtype).T
-
-    def weights(self) -> ExitWeights:
-        """A copy of what was learnt."""
-        return ExitWeights(
-            self.info,
-            tuple(weights_of_block(b) for b in self.blocks),  # type: ignore[arg-type]
-            self.norm.weight.detach().float().cpu().numpy().copy(),
-            self.vocabulary_ids,
-        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +109,7 @@ class ExitTrainer:
         self.training = shards[: -settings.held_out_shards]
         self.step = 0
         self.shards_done = 0
+        self.seconds = 0.0  # spent in training, over all runs
         self._optimizer = self._new_optimizer()
 
     def share_blocks(self, other: ExitTrainer) -> None:
@@ -158,9 +124,10 @@ class ExitTrainer:
         shard.  ``stop``, once set, ends the run at the next batch; what the checkpoint lacks then
         (a minute's learning at most) is learnt again by the next run.
         """
-        spent = self._resume(checkpoint)
+        self._resume(checkpoint)
         total = self._settings.epochs * len(self.training)
-        started = saved = time.monotonic()
+        started = time.monotonic() - self.seconds
+        saved = time.monotonic()
         for done in range(self.shards_done, total):
             epoch, at = divmod(done, len(self.training))
             rng = np.random.default_rng([self._settings.seed, epoch])
@@ -168,7 +135,7 @@ class ExitTrainer:
             progress = done / total
             limit = self._settings.max_seconds
             if limit:
-                progress = max(progress, (time.monotonic() - started + spent) / limit)
+                progress = max(progress, self.seconds / limit)
             if progress >= 1.0:
                 break
             self._set_learning_rate(progress)
@@ -176,11 +143,12 @@ class ExitTrainer:
             if loss is None:
                 return
             self.shards_done = done + 1
+            self.seconds = time.monotonic() - started
             yield progress, loss
             if time.monotonic() - saved > _SAVE_EVERY:
-                self._save(checkpoint, time.monotonic() - started + spent)
+                self._save(checkpoint)
                 saved = time.monotonic()
-        self._save(checkpoint, time.monotonic() - started + spent)
+        self._save(checkpoint)
 
     @torch.no_grad()
     def predictions(
@@ -265,30 +233,26 @@ class ExitTrainer:
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         self._rate = self._settings.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
 
-    def _save(self, path: Path, seconds: float) -> None:
-        partial = path.with_suffix(".partial")
-        torch.save(
-            {
-                "module": self.module.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "step": self.step,
-                "shards_done": self.shards_done,
-                "seconds": seconds,
-            },
-            partial,
-        )
-        partial.rename(path)
+    def _save(self, path: Path) -> None:
+        progress = Progress(self._describe(), self.step, self.shards_done, self.seconds)
+        save_checkpoint(path, self.module, self._optimizer, progress)
 
-    def _resume(self, path: Path) -> float:
-        self.shards_done = 0
-        if not path.exists():
-            return 0.0
-        state = torch.load(path, map_location=self._device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        self.shards_done = state["shards_done"]
-        return float(state["seconds"])
+    def _describe(self) -> str:
+        """What a checkpoint must have been made for to be gone on with."""
+        settings, info = self._settings, self.module.info
+        ids = self.module.vocabulary_ids
+        parts = (
+            f"layer {info.layer}, {info.blocks} blocks",
+            "all tokens" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest(),
+            f"rate {settings.learning_rate}, batch {settings.batch_sequences}",
+            f"seed {settings.seed}, shards {self.training}",
+        )
+        return "; ".join(parts)
+
+    def _resume(self, path: Path) -> None:
+        progress = load_checkpoint(path, self.module, self._optimizer, self._describe())
+        self.step, self.shards_done = progress.step, progress.shards_done
+        self.seconds = progress.seconds
 
 
 def _rows_of(model: BaseModel, vocabulary_ids: npt.NDArray[np.int32] | None) -> Tensor:

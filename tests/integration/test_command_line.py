@@ -148,6 +148,8 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["cloud", "serve", "--tls-cert", "a.pem"], 2, "--tls-key"),
         (["prepare", "--from", "/nowhere"], 2, "no such file"),
         (["prepare", "exits", "--out", "/tmp/x", "--layers", "a"], 2, "--layers"),
+        (["prepare", "exits", "--out", "/tmp/x", "--max-minutes", "1,x"], 2, "--max-minutes"),
+        (["prepare", "exits", "--out", "/tmp/x", "--max-minutes", "1,2,3"], 2, "time limit"),
         (["prepare", "check", "--prompts", "/nowhere"], 2, "cannot be read"),
         (["nonsense"], 2, "nonsense"),
     ],

@@ -291,13 +291,19 @@ def test_full_depth_must_be_asked_for_and_be_there(bundle: ModelBundle, tmp_path
 
 def test_a_damaged_graph_is_a_bundle_error(tmp_path: Path) -> None:
     bundle = write_tiny_bundle(tmp_path / "b", precisions=["float32"], full_depth=False)
-    path = bundle.path(bundle.graphs("float32").exits[1])
-    path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(BundleError, match="exit2"):
+    files = bundle.graphs("float32").exits[1]
+    path = bundle.path(files.graph)
+    right = path.read_bytes()
+    path.write_bytes(b"\0" * len(right))
+    with pytest.raises(BundleError, match=r"exit2\.onnx cannot be loaded"):
+        ExitModel(bundle, "float32")
+    path.write_bytes(right)
+    bundle.path(files.weights).unlink()
+    with pytest.raises(BundleError, match=r"exit2\.weights is missing"):
         ExitModel(bundle, "float32")
     manifest = bundle.folder / "manifest.json"
     record = json.loads(manifest.read_text())
-    record["edge"]["float32"]["exits"][1]["size_bytes"] += 1
+    record["edge"]["float32"]["exits"][1]["graph"]["size_bytes"] += 1
     manifest.write_text(json.dumps(record))
     with pytest.raises(BundleError, match="bytes"):
         ExitModel(ModelBundle.load(bundle.folder), "float32")

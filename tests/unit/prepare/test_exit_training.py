@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -200,6 +202,42 @@ def test_training_learns_resumes_and_writes_exits(tmp_path: Path) -> None:
     # a second run finds its checkpoint at the end and changes nothing
     again = train_exits(MODEL, recipe, tmp_path / "out", tmp_path / "lessons", "cpu", console)
     np.testing.assert_array_equal(again.exits[1].norm, trained.exits[1].norm)
+    # and one with other settings does not touch it
+    for other in (replace(recipe, blocks=(2, 1)), replace(recipe, learning_rate=1e-4)):
+        with pytest.raises(ConfigurationError, match=r"exit1\.checkpoint was made with other"):
+            train_exits(MODEL, other, tmp_path / "out", tmp_path / "lessons", "cpu", console)
+    (tmp_path / "out" / "exit1.checkpoint").write_bytes(b"torn")
+    with pytest.raises(ConfigurationError, match="damaged"):
+        train_exits(MODEL, recipe, tmp_path / "out", tmp_path / "lessons", "cpu", console)
+
+
+def test_the_seed_repeats_a_run_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
+    plan = LessonPlan(invented=48, human_share=0.0, max_tokens=12, lot_size=16, sampled_share=0.5)
+    maker = LessonMaker(MODEL, Teacher(MODEL, (2,), device=CPU, dtype=torch.float32), [], plan)
+    cache = TeacherCache(tmp_path / "lessons", maker.describe())
+    maker.fill(cache, lambda _: None)
+
+    def trainer(seed: int) -> ExitTrainer:
+        settings = TrainingSettings(epochs=2, held_out_shards=1, batch_sequences=4, seed=seed)
+        return ExitTrainer(MODEL, untrained_exits(MODEL, (2,)).exits[0], cache, settings, CPU)
+
+    def weights(trainer: ExitTrainer) -> list[float]:
+        return [float(p.detach().sum()) for p in trainer.module.parameters()]
+
+    first, second, other = trainer(1), trainer(1), trainer(2)
+    for one, name in ((first, "a"), (other, "b")):
+        assert [share for share, _ in one.rounds(tmp_path / name)] == [0.0, 0.25, 0.5, 0.75]
+    assert weights(first) != weights(other)
+
+    stop = Event()
+    for _ in second.rounds(tmp_path / "c", stop):
+        stop.set()  # seen at the next batch
+    assert second.shards_done == 1
+    assert not (tmp_path / "c").exists(), "less than a minute: nothing was saved"
+    again = trainer(1)
+    assert len(list(again.rounds(tmp_path / "c"))) == 4
+    assert weights(again) == weights(first)
+    assert not list(trainer(1).rounds(tmp_path / "c")), "this run is at its end"
 
 
 def _plan(folder: Path) -> dict[str, object]:

@@ -10,14 +10,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from prepare.base_model import QuantizedMatrix
+from prepare.base_model import QuantizedMatrix, layer_names
 from prepare.bundle_writer import write_bundle
 from prepare.edge_matrix import Matrix, round_to_int8, round_to_q4_1, stack
 from prepare.exit_weights import untrained_exits
 from prepare.onnx_export import export_edge
 from prepare.onnx_layers import CONTRIB, GraphBuilder, linear
 from prepare.tiny_model import tiny_model
-from shared.errors import ConfigurationError
+from shared.errors import BundleError, ConfigurationError
 from shared.model_bundle import ModelBundle, Precision
 from tests.tiny_bundle import tiny_exits, write_tiny_bundle
 
@@ -122,7 +122,26 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path, precision: Precisio
     two = export_edge(tiny_model(), tiny_exits(), tmp_path / "b", precision, full_depth=True)
     assert one == two
     other = export_edge(tiny_model(1), tiny_exits(1), tmp_path / "c", precision, full_depth=True)
-    assert other.segments[0].file.sha256 != one.segments[0].file.sha256
+    assert other.segments[0].files.weights.sha256 != one.segments[0].files.weights.sha256
+    assert other.embedding.sha256 != one.embedding.sha256
+
+
+def test_large_constants_lie_beside_the_graph_each_on_its_own_page(tmp_path: Path) -> None:
+    edge = export_edge(tiny_model(), tiny_exits(), tmp_path, "float32", full_depth=False)
+    files = edge.segments[0].files
+    graph = onnx.load(tmp_path / files.graph.path, load_external_data=False).graph
+    outside = [t for t in graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert {t.name for t in outside} >= {"block_0.qkv.weight", "block_1.down.weight"}
+    for tensor in outside:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        assert where["location"] == "layers_0_2.weights"
+        assert int(where["offset"]) % 4096 == 0
+    inside = [t for t in graph.initializer if t not in outside]
+    assert max(len(t.raw_data) for t in inside) < 4096
+    whole = onnx.load(tmp_path / files.graph.path)
+    found = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
+    down = tiny_model().weights[layer_names(1)["down"]]
+    np.testing.assert_array_equal(found["block_1.down.weight"], down.T)
 
 
 def test_segments_end_at_the_exits(tmp_path: Path) -> None:
@@ -150,6 +169,17 @@ def test_a_bundle_verifies_and_its_fingerprint_leaves_the_precision_out(tmp_path
     assert list(two.manifest.edge) == ["int8", "int4"]
     other = write_tiny_bundle(tmp_path / "other", seed=1, precisions=["float32"])
     assert other.manifest.fingerprint != one.manifest.fingerprint
+
+
+def test_a_bundle_of_an_older_format_is_written_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    bundle = write_tiny_bundle(folder, precisions=["float32"])
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+    with pytest.raises(BundleError, match=r"format version 1, .*: run `tandem prepare`"):
+        ModelBundle.load(folder)
+    again = write_tiny_bundle(folder, precisions=["float32"])
+    assert again.manifest == bundle.manifest
 
 
 def test_a_failed_write_leaves_the_old_bundle(

@@ -108,9 +108,11 @@ def test_paths_never_leave_the_folder(tmp_path: Path, path: str) -> None:
         load(tmp_path, manifest)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_told_before_anything_else(tmp_path: Path, version: Any) -> None:
-    with pytest.raises(BundleError, match=r"format version .* this release reads 1.*--force"):
+    with pytest.raises(
+        BundleError, match=r"format version .* this release reads 2: run `tandem prepare`"
+    ):
         load(tmp_path, {"format_version": version, "unknown": 1})
 
 
@@ -151,6 +153,9 @@ def test_verify_finds_damage_in_every_file(tmp_path: Path) -> None:
     bundle.verify()
     files = list(bundle.files())
     assert len(files) == len({file.path for file in files}) >= 7
+    present = {path for path in bundle.folder.rglob("*") if path.is_file()}
+    unnamed = {path.name for path in present - {bundle.path(file) for file in files}}
+    assert unnamed == {MANIFEST_NAME, "exits.json", "exits.safetensors"}
     for file in files:
         path = bundle.path(file)
         right = path.read_bytes()
