@@ -22,6 +22,7 @@ _EXTRAS = {
     "edge": ("grpc", "jinja2", "onnxruntime", "tokenizers"),
     "cloud": ("grpc_health", "grpc_reflection", "torch"),
     "prepare": ("gguf", "onnx", "scipy"),
+    "simulator": ("starlette", "uvicorn"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

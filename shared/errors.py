@@ -4,7 +4,8 @@
 
     TandemError
     ├── ConfigurationError        a flag, setting or file that the user can mend
-    │   └── BundleError           a bundle that is missing, damaged or of another version
+    │   ├── BundleError           a bundle that is missing, damaged or of another version
+    │   └── LinkError             a simulated link, preset or packet trace that cannot be
     ├── InvalidMessageError       a message whose fields do not hold together
     │   ├── CodecError            a tensor payload that cannot be decoded
     │   └── ProtocolVersionError  edge and cloud speak different versions of the protocol
@@ -39,6 +40,10 @@ class ConfigurationError(TandemError):
 
 class BundleError(ConfigurationError):
     """A bundle that is missing, damaged or of another version."""
+
+
+class LinkError(ConfigurationError):
+    """A simulated link, preset or packet trace that cannot be: unknown, malformed, impossible."""
 
 
 class InvalidMessageError(TandemError):

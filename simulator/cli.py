@@ -1,4 +1,4 @@
-"""``tandem demo`` and ``tandem evaluate``."""
+"""``tandem demo``, ``tandem evaluate`` and, from its own module, ``tandem simulate``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from edge.context_source import ContextCodec
 from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import Mode
 from shared.errors import ConfigurationError
+from simulator import link_cli
 
 if TYPE_CHECKING:
     from edge.engine import EdgeEngine, GenerationOptions
@@ -43,9 +44,10 @@ Examples:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands that run edge and cloud together."""
+    """Add the commands that run edge and cloud together, and what lies between them."""
     app.command(epilog=_DEMO_EPILOG)(demo)
     app.command(epilog=_EVALUATE_EPILOG)(evaluate)
+    link_cli.register(app)
 
 
 def demo(

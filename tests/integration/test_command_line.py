@@ -56,9 +56,11 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_help_names_every_command_and_shows_examples() -> None:
     listing = tandem("--help").stdout
-    for name in ("generate", "demo", "evaluate", "prepare", "cloud"):
+    for name in ("generate", "demo", "evaluate", "prepare", "cloud", "simulate"):
         assert name in listing
-    for name in ("generate", "demo", "evaluate", "prepare", "prepare exits", "cloud serve"):
+    for name in (
+        "generate", "demo", "evaluate", "prepare", "prepare exits", "cloud serve", "simulate link"
+    ):  # fmt: skip
         assert f"tandem {name}" in tandem(*name.split(), "--help").stdout
     assert tandem("--version").stdout.startswith("tandem 0.")
 
