@@ -10,6 +10,7 @@ wait already.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections import deque
@@ -182,7 +183,8 @@ class End(asyncio.Protocol):
     def finish(self) -> None:
         """Close the writing half."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the other side has reset it: its loss follows
+                self._transport.write_eof()
         self._connection.half_done()
 
     def close(self) -> None:

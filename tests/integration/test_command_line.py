@@ -56,7 +56,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_help_names_every_command_and_shows_examples() -> None:
     listing = tandem("--help").stdout
-    for name in ("generate", "demo", "evaluate", "prepare", "cloud"):
+    for name in ("generate", "demo", "evaluate", "prepare", "cloud", "simulate", "bench"):
         assert name in listing
     for name in (
         "generate",
@@ -66,6 +66,8 @@ def test_help_names_every_command_and_shows_examples() -> None:
         "prepare exits",
         "prepare check",
         "cloud serve",
+        "simulate link",
+        "bench",
     ):
         assert f"tandem {name}" in tandem(*name.split(), "--help").stdout
     assert tandem("--version").stdout.startswith("tandem 0.")
