@@ -157,7 +157,12 @@ class Comparison:
         return made.exits[0]
 
     def _train(self, group: Sequence[Variant]) -> list[ExitTrainer]:
-        settings = TrainingSettings(epochs=1, held_out_shards=self._held_out, max_shards=self._lots)
+        settings = TrainingSettings(
+            learning_rate=group[0].learning_rate,
+            epochs=1,
+            held_out_shards=self._held_out,
+            max_shards=self._lots,
+        )
         cpu = torch.device("cpu")
         trainers = []
         for variant in group:
