@@ -26,7 +26,6 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from cloud.llama_block import causal_attention
 from edge.exit_model import ExitModel
 from prepare.base_model import BaseModel
 from prepare.bundle_writer import write_bundle
@@ -39,6 +38,7 @@ from prepare.exit_training.teacher import Teacher
 from prepare.exit_training.teacher_cache import TeacherCache
 from prepare.exit_training.trainer import ExitTrainer, TrainingSettings, frequent_tokens
 from prepare.exit_weights import ExitSet, ExitWeights, untrained_exits
+from shared.errors import ConfigurationError
 from shared.prompt_file import read_exchanges
 
 ADAPTER_RANK = 64
@@ -100,11 +100,7 @@ class AdaptedModule(ExitModule):
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """As :meth:`ExitModule.forward`."""
-        hidden = hidden + self.up(self.down(hidden))
-        for block in self.blocks:
-            hidden = block(hidden, cos, sin, causal_attention)
-        normed: Tensor = self.norm(hidden)
-        return normed
+        return super().forward(hidden + self.up(self.down(hidden)), cos, sin)
 
 
 class Comparison:
@@ -124,6 +120,11 @@ class Comparison:
         self._lots, self._held_out = lots, held_out
         self._shards = cache.shards()[:lots][:-held_out]
         self.results: dict[str, Any] = {}
+        settings = {"lessons": cache.fingerprint, "lots": lots, "held_out": held_out}
+        described = out / "settings.json"
+        if described.exists() and json.loads(described.read_text()) != settings:
+            raise ConfigurationError(f"{out} holds results of other settings: name another --out")
+        described.write_text(json.dumps(settings) + "\n")
         if self._path.exists():
             self.results = json.loads(self._path.read_text())
 
@@ -157,7 +158,12 @@ class Comparison:
         return made.exits[0]
 
     def _train(self, group: Sequence[Variant]) -> list[ExitTrainer]:
-        settings = TrainingSettings(epochs=1, held_out_shards=self._held_out, max_shards=self._lots)
+        settings = TrainingSettings(
+            learning_rate=group[0].learning_rate,
+            epochs=1,
+            held_out_shards=self._held_out,
+            max_shards=self._lots,
+        )
         cpu = torch.device("cpu")
         trainers = []
         for variant in group:
@@ -181,7 +187,7 @@ class Comparison:
         _, right = trainer.predictions(trainer.held_out)
         raw, correct = trainer.predictions(self._prompts.shards(), self._prompts)
         points = operating_points([raw.astype(np.float64)], [correct], _FINE)
-        asked = min(p.escalation_rate for p in points if p.agreement >= 0.95)
+        asked = min((p.escalation_rate for p in points if p.agreement >= 0.95), default=1.0)
         return {
             "held_out": round(float(right.mean()), 4),
             "prompts": round(float(correct.mean()), 4),

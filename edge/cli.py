@@ -75,11 +75,19 @@ def generate(
 
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
     loaded = opt.load_bundle(bundle)
+    chosen, sampling = opt.choose_mode(mode, cloud), opt.make_sampling(temperature, top_p, seed)
     options = GenerationOptions(
-        mode=opt.choose_mode(mode, cloud),
-        threshold=opt.choose_threshold(loaded, threshold, target_agreement),
+        mode=chosen,
+        threshold=opt.choose_threshold(
+            loaded,
+            threshold,
+            target_agreement,
+            chosen,
+            use_exits=not no_exits,
+            greedy=temperature == 0,
+        ),
         max_tokens=max_tokens,
-        sampling=opt.make_sampling(temperature, top_p, seed),
+        sampling=sampling,
         context=context,
         use_exits=not no_exits,
     )

@@ -4,10 +4,12 @@ nothing."""
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 _MADV_DONTNEED = 4
+_ONE_AT_A_TIME = threading.Lock()
 _SMAPS = Path("/proc/self/smaps")
 
 
@@ -16,15 +18,17 @@ def release_after_load(weights: Path) -> None:
 
     The kernels have packed copies of their matrices.  What is left of the file's mapping are
     constants that ONNX Runtime keeps though nothing reads them (the scales, which are packed too),
-    and a page that is read after all comes back from the file.
+    and a page that is read after all comes back from the file.  The session must be alive, so that
+    its mappings stay where they are.
     """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        for start, stop in list(_clean_mappings(weights.resolve())):
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
-    except (OSError, AttributeError):  # another system, or another C library
-        pass
-    release_freed()
+    with _ONE_AT_A_TIME:
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+            for start, stop in list(_clean_mappings(weights.resolve())):
+                libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
+        except (OSError, AttributeError):  # another system, or another C library
+            pass
+        release_freed()
 
 
 def release_freed() -> None:

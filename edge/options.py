@@ -75,7 +75,8 @@ TargetAgreement = Annotated[
         "--target-agreement",
         min=0.0,
         max=1.0,
-        help="Instead of a threshold: share of tokens that shall equal the full model's.",
+        help="Instead of a threshold: share of tokens that shall equal the full model's "
+        "(by the bundle's measurements of its int8 edge).",
     ),
 ]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
@@ -115,14 +116,30 @@ def choose_mode(mode: Mode | None, cloud: str | None) -> Mode:
 
 
 def choose_threshold(
-    bundle: ModelBundle, threshold: float | None, target_agreement: float | None
+    bundle: ModelBundle,
+    threshold: float | None,
+    target_agreement: float | None,
+    mode: Mode,
+    *,
+    use_exits: bool = True,
+    greedy: bool = True,
 ) -> float:
     """``--threshold``, or the one that the bundle's measurements give for
-    ``--target-agreement``."""
+    ``--target-agreement``, which only greedy answers of edge and cloud together can keep."""
     if target_agreement is None:
         return DEFAULT_THRESHOLD if threshold is None else threshold
     if threshold is not None:
         raise ConfigurationError("name --threshold or --target-agreement, not both")
+    if mode is not Mode.COLLABORATIVE or not use_exits:
+        raise ConfigurationError(
+            "--target-agreement is for edge and cloud together: name a cloud with --cloud, and "
+            "neither another --mode nor --no-exits"
+        )
+    if not greedy:
+        raise ConfigurationError(
+            "--target-agreement was measured on greedy answers: drop "
+            "--temperature, or name a --threshold"
+        )
     return threshold_for(bundle.manifest.operating_points, target_agreement)
 
 

@@ -160,6 +160,14 @@ def exits(
         ),
     ] = "0",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps")] = "cpu",
+    calibrate_on: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate-on",
+            help="JSONL of prompts like those to come: confidences are fitted on the answers. "
+            "[default: lessons held out of training]",
+        ),
+    ] = None,
     teacher_cache: Annotated[
         Path | None, typer.Option("--teacher-cache", help="Lessons on disk. [default: OUT/lessons]")
     ] = None,
@@ -168,6 +176,7 @@ def exits(
 ) -> None:
     """Distil exits from the model's own answers; resumes when it is run again."""
     from prepare.exit_training.pipeline import ExitRecipe, train_exits  # noqa: PLC0415
+    from shared.prompt_file import read_exchanges  # noqa: PLC0415
 
     console = Console(stderr=True, highlight=False)
     recipe = ExitRecipe(
@@ -181,8 +190,11 @@ def exits(
         epochs=epochs,
         learning_rate=learning_rate,
         max_seconds=tuple(60 * minutes for minutes in _minutes(max_minutes)),
+        calibrate_on=calibrate_on,
         seed=seed,
     )
+    if calibrate_on is not None:
+        read_exchanges(calibrate_on)  # say at once, not after an hour, that it cannot be read
     model = load_base_model(local, console)
     train_exits(model, recipe, out, teacher_cache or out / "lessons", device, console)
 

@@ -21,7 +21,7 @@ _GROUP = "tandem.commands"
 _EXTRAS = {
     "edge": ("grpc", "jinja2", "onnxruntime", "tokenizers"),
     "cloud": ("grpc_health", "grpc_reflection", "torch"),
-    "prepare": ("gguf", "onnx", "scipy"),
+    "prepare": ("gguf", "matplotlib", "onnx", "scipy"),
     "simulator": ("starlette", "uvicorn"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from shared.errors import BundleError
 
 FORMAT_VERSION = 2
+MAX_BLOCKS = 16  # of one exit
 MANIFEST_NAME = "manifest.json"
 # an exit's ONNX metadata: base64 of the little-endian int32 token ids of its head's rows
 VOCABULARY_KEY = "vocabulary_ids"
@@ -107,7 +108,7 @@ class ExitInfo(_Frozen):
 
     name: str = Field(pattern=r"^exit[1-9][0-9]?$")
     layer: int = Field(ge=1)
-    blocks: int = Field(ge=0, le=16)
+    blocks: int = Field(ge=0, le=MAX_BLOCKS)
     vocabulary_size: int = Field(ge=2)
     calibration: Calibration = IDENTITY_CALIBRATION
 

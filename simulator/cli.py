@@ -73,7 +73,7 @@ def demo(
     loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
         Mode.COLLABORATIVE,
-        threshold=opt.choose_threshold(loaded, threshold, target_agreement),
+        threshold=opt.choose_threshold(loaded, threshold, target_agreement, Mode.COLLABORATIVE),
         max_tokens=max_tokens,
         context=context,
     )
@@ -124,7 +124,9 @@ def evaluate(
     loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
         mode,
-        threshold=opt.choose_threshold(loaded, threshold, target_agreement),
+        threshold=opt.choose_threshold(
+            loaded, threshold, target_agreement, mode, use_exits=not no_exits
+        ),
         max_tokens=max_tokens,
         context=context,
         use_exits=not no_exits,

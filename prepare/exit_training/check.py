@@ -79,6 +79,8 @@ def check_exits(
     the answers; ``plot`` gets the reliability diagram of the first precision."""
     if bundle.manifest.source.sha256 != model.source.sha256:
         raise ConfigurationError(f"{bundle.folder} was made from other weights than these")
+    if not bundle.manifest.exits:
+        raise ConfigurationError(f"{bundle.folder} has no exits to check")
     edges = [ExitModel(bundle, precision) for precision in precisions]
     checks = []
     with Progress(console=console) as progress:

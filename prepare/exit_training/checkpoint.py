@@ -17,7 +17,7 @@ _MODULE, _OPTIMIZER, _PROGRESS = "module.", "optimizer.", "progress"
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far a run is; ``described`` says what it trains, and with which settings."""
 
     described: str
@@ -27,7 +27,7 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: TrainingProgress
 ) -> None:
     """Write weights, the optimizer's moments and ``progress``."""
     tensors = {f"{_MODULE}{name}": value for name, value in module.state_dict().items()}
@@ -36,23 +36,23 @@ def save_checkpoint(
             tensors[f"{_OPTIMIZER}{index}.{name}"] = value
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, {_PROGRESS: json.dumps(asdict(progress))})
-    partial.rename(path)
+    partial.replace(path)
 
 
 def load_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, described: str
-) -> Progress:
+) -> TrainingProgress:
     """Put a checkpoint's weights and moments back; a fresh start where there is none.
 
     Raises:
         ConfigurationError: a damaged file, or one that was ``described`` otherwise.
     """
     if not path.exists():
-        return Progress(described)
+        return TrainingProgress(described)
     device = str(next(module.parameters()).device)
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            progress = Progress(**json.loads(file.metadata()[_PROGRESS]))
+            progress = TrainingProgress(**json.loads(file.metadata()[_PROGRESS]))
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path} is damaged ({error}): delete it") from None
@@ -67,7 +67,8 @@ def load_checkpoint(
             weights[name.removeprefix(_MODULE)] = value
         else:
             index, moment = name.removeprefix(_OPTIMIZER).split(".", 1)
-            moments.setdefault(int(index), {})[moment] = value
+            # a step count on the GPU would be fetched from it at every step
+            moments.setdefault(int(index), {})[moment] = value.cpu() if moment == "step" else value
     module.load_state_dict(weights)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
     return progress

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -48,7 +50,13 @@ class LessonMaker:
         self._teacher = teacher
         self._plan = plan
         self._template = ChatTemplate(model.chat_template)
-        self._exchanges = {e.prompt: e for e in exchanges}
+        distinct = {e.prompt: e for e in exchanges}
+        self._exchanges = {
+            prompt: exchange
+            for prompt, exchange in distinct.items()
+            if len(self._encode(prompt)) <= _MAX_PROMPT_TOKENS
+        }
+        self.too_long = len(distinct) - len(self._exchanges)
         self.lots = plan_lots(
             list(self._exchanges),
             invented=plan.invented,
@@ -61,9 +69,15 @@ class LessonMaker:
         """What the cache's ``plan.json`` records: all that the lessons' text depends on."""
         return {
             **asdict(self._plan),
-            "prompts": len(self._exchanges),
+            "text_sha256": self._text_sha256(),
             "base_sha256": self._model.source.sha256,
         }
+
+    def _text_sha256(self) -> str:
+        digest = hashlib.sha256()
+        for exchange in self._exchanges.values():
+            digest.update(json.dumps([exchange.prompt, exchange.response]).encode())
+        return digest.hexdigest()
 
     def fill(
         self, cache: TeacherCache, advance: Callable[[int], None], count: int | None = None

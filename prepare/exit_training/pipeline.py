@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -23,14 +23,14 @@ from rich.progress import (
 from prepare.base_model import BaseModel
 from prepare.exit_training.calibration import calibrate
 from prepare.exit_training.edge_reading import read_unwritten
-from prepare.exit_training.lessons import LessonMaker, LessonPlan
+from prepare.exit_training.lessons import LessonMaker, LessonPlan, answered_prompts
 from prepare.exit_training.reliability import draw_reliability
 from prepare.exit_training.teacher import Lesson, Teacher
 from prepare.exit_training.teacher_cache import TeacherCache
 from prepare.exit_training.trainer import ExitTrainer, TrainingSettings, frequent_tokens
 from prepare.exit_weights import ExitSet, ExitWeights, untrained_exits
 from shared.errors import ConfigurationError
-from shared.model_bundle import Precision
+from shared.model_bundle import MAX_BLOCKS, Precision
 from shared.prompt_file import read_exchanges
 
 _LOOK_EVERY = 20  # shards between two looks at held-out lessons
@@ -43,7 +43,8 @@ class ExitRecipe:
     """Everything that decides what exits come out (and the device's rounding).
 
     ``lots`` cuts the lessons to the first so many lots; being shuffled, they are a fair sample.
-    ``max_seconds`` is one limit for all exits, or one for each.
+    ``max_seconds`` is one limit for all exits, or one for each.  ``calibrate_on`` names prompts
+    whose answers confidences are fitted on; without it, they are fitted on held-out lessons.
     """
 
     text: tuple[Path, ...]
@@ -56,6 +57,7 @@ class ExitRecipe:
     learning_rate: float = 4e-3
     batch_sequences: int = 8
     max_seconds: tuple[float, ...] = (0.0,)
+    calibrate_on: Path | None = None
     held_out_shards: int = 3
     lot_size: int = 128
     lots: int | None = None
@@ -64,6 +66,18 @@ class ExitRecipe:
     def __post_init__(self) -> None:
         if not len(self.layers) == len(self.blocks) == len(self.vocabulary):
             raise ConfigurationError("layers, blocks and vocabulary must name as many exits")
+        if list(self.layers) != sorted(set(self.layers)) or not min(self.layers, default=0) >= 1:
+            raise ConfigurationError(f"exit layers {self.layers}: name rising layers from 1 on")
+        if not all(0 <= blocks <= MAX_BLOCKS for blocks in self.blocks):
+            raise ConfigurationError(f"blocks {self.blocks}: an exit has at most {MAX_BLOCKS}")
+        if any(rows < 0 or rows == 1 for rows in self.vocabulary):
+            raise ConfigurationError(f"head rows {self.vocabulary}: 0 (all), or at least 2")
+        if self.held_out_shards < 1 or min(self.epochs, self.max_tokens, self.lot_size) < 1:
+            raise ConfigurationError("epochs, tokens, lots and what is held out start at 1")
+        if self.lots is not None and self.lots <= self.held_out_shards:
+            raise ConfigurationError(
+                f"{self.lots} lots: {self.held_out_shards} are held out, so name more"
+            )
         if len(self.max_seconds) not in (1, len(self.layers)):
             raise ConfigurationError("name one time limit for all exits, or one for each")
         if not self.text and not self.invented:
@@ -80,10 +94,11 @@ def train_exits(
 ) -> ExitSet:
     """Train and calibrate; write ``exits.safetensors``, ``exits.json`` and ``reliability.png``
     into ``out``."""
+    if recipe.layers[-1] >= model.architecture.layers:
+        raise ConfigurationError(
+            f"an exit after layer {recipe.layers[-1]}: this model has {model.architecture.layers}"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    # oneDNN keeps a compiled kernel, with its buffers, for each of the last 1,024 shapes that it
-    # met: gigabytes where every batch has a shape of its own
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     device = _device(device_name)
     cache = fill_lessons(model, recipe, lessons_folder, device, console)
     trainers = [
@@ -92,6 +107,7 @@ def train_exits(
     ]
     _train_all(trainers, out, console)
     record = {**asdict(recipe), "text": [path.name for path in recipe.text]}
+    record["calibrate_on"] = recipe.calibrate_on.name if recipe.calibrate_on else None
     record["steps"] = [trainer.step for trainer in trainers]
     record["epochs_done"] = [
         round(trainer.shards_done / len(trainer.training), 2) for trainer in trainers
@@ -99,8 +115,14 @@ def train_exits(
     record["trained_minutes"] = [round(trainer.seconds / 60, 1) for trainer in trainers]
     record["taught_tokens"] = sum(len(ids) for ids, _ in cache.tops(trainers[0].training))
     trained = ExitSet(tuple(t.module.weights() for t in trainers), model.source.sha256, record)
-    held_out = [x for shard in trainers[0].held_out for x in cache.read(shard, ())]
-    exits = calibrated_exits(model, trained, held_out, out, console)
+    figures = _held_out_figures(trainers)
+    trained = replace(trained, training={**record, "held_out_agreement": figures})
+    if recipe.calibrate_on is None:
+        held_out = trainers[0].held_out
+        lessons = [x for shard in held_out for x in cache.read(shard, ()) if not x.human]
+    else:
+        lessons = _answered(model, recipe.calibrate_on, device, console)
+    exits = calibrated_exits(model, trained, lessons, out, console)
     exits.save(out)
     console.print(f"exits written to {out}")
     return exits
@@ -119,12 +141,14 @@ def fill_lessons(
     )
     teacher = Teacher(model, recipe.layers, device=device)
     maker = LessonMaker(model, teacher, exchanges, plan)
+    if maker.too_long:
+        console.print(f"{maker.too_long} prompts are too long to learn from: left out")
+    if len(maker.lots[: recipe.lots]) <= recipe.held_out_shards:
+        raise ConfigurationError("too few lessons to hold some out: give more prompts")
     cache = TeacherCache(folder, maker.describe())
     with _progress(console) as progress:
         task = progress.add_task("teacher's lessons", total=len(maker.lots[: recipe.lots]))
         maker.fill(cache, lambda count: progress.advance(task, count), recipe.lots)
-    if len(cache.shards()) <= recipe.held_out_shards:
-        raise ConfigurationError("too few lessons to hold some out: give more prompts")
     return cache
 
 
@@ -181,23 +205,48 @@ def _train_all(trainers: Sequence[ExitTrainer], out: Path, console: Console) -> 
                     )
                 shown = f"{name}: loss {loss:.3f}, agreement {held}"
                 progress.update(task, completed=int(done * 1000), description=shown)
-            progress.update(task, completed=1000)
+            if not stop.is_set():
+                progress.update(task, completed=1000)
 
         with ThreadPoolExecutor(len(trainers), thread_name_prefix="exit") as pool:
             try:
-                for future in [pool.submit(run, trainer) for trainer in trainers]:
-                    future.result()
+                futures = [pool.submit(run, trainer) for trainer in trainers]
+                wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future.done():
+                        future.result()
             except BaseException:
                 stop.set()
                 raise
-    torch.set_num_threads(threads)
+            finally:
+                torch.set_num_threads(threads)
+
+
+def _held_out_figures(trainers: Sequence[ExitTrainer]) -> dict[str, float]:
+    """Share of held-out positions at which each exit says the teacher's token."""
+    return {
+        trainer.module.info.name: round(float(trainer.predictions(trainer.held_out)[1].mean()), 4)
+        for trainer in trainers
+    }
+
+
+def _answered(model: BaseModel, path: Path, device: torch.device, console: Console) -> list[Lesson]:
+    """The full model's greedy answers to the prompts of ``path``."""
+    prompts = [exchange.prompt for exchange in read_exchanges(path)]
+    teacher = Teacher(model, (1,), device=device)
+    with _progress(console) as progress:
+        task = progress.add_task("answers to calibrate on", total=len(prompts))
+        return answered_prompts(
+            model, teacher, prompts, max_tokens=128, advance=partial(progress.advance, task)
+        )
 
 
 def calibrated_exits(
     model: BaseModel, exits: ExitSet, lessons: Sequence[Lesson], out: Path, console: Console
 ) -> ExitSet:
     """``exits`` with the confidence and the table of operating points that the edge's own graphs
-    give on ``lessons`` (held out, answered by the full model); draws ``out/reliability.png``."""
+    give on ``lessons`` (answered by the full model, none of them trained on); draws
+    ``out/reliability.png``."""
     chosen = _sample(lessons)
     with _progress(console) as progress:
         task = progress.add_task("calibrating on the edge", total=len(chosen))
@@ -211,16 +260,16 @@ def calibrated_exits(
     figures = {}
     for name, right, error in zip(names, rights, fitted.errors, strict=True):
         figures[name] = {
-            "held_out_agreement": round(float(right.mean()), 4),
-            "held_out_calibration_error": round(error, 4),
-            "held_out_tokens": len(right),
+            "agreement": round(float(right.mean()), 4),
+            "calibration_error": round(error, 4),
+            "tokens": len(right),
         }
         console.print(f"{name}: agreement {right.mean():.3f}, calibration error {error:.3f}")
     weights = tuple(
         replace(w, info=w.info.model_copy(update={"calibration": calibration}))
         for w, calibration in zip(exits.exits, fitted.calibrations, strict=True)
     )
-    record = {**exits.training, "figures": figures}
+    record = {**exits.training, "calibration": figures}
     return ExitSet(weights, exits.base_sha256, record, fitted.operating_points)
 
 

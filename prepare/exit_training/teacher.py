@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from cloud.llama_block import LlamaBlock, Rotary, causal_attention
 from prepare.base_model import EMBEDDING, FINAL_NORM, BaseModel, layer_names
 from prepare.exit_training.blocks import block_from_weights, norm_from_weights
+from shared.errors import ConfigurationError
 
 TOP_TOKENS = 16
 _SAMPLED_FROM = 64  # a draw from the whole vocabulary costs as much as the model's matrices
@@ -38,6 +39,7 @@ class Lesson:
         hidden: ``[length, layers, hidden]`` float16, after each exit's layer.
         top_ids: ``[answer, TOP_TOKENS]`` int32; row r is about token ``prompt_length + r``.
         top_logprobs: like ``top_ids``, float16 natural log-probabilities, falling.
+        human: whether the answer was given, not the model's own.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -45,6 +47,7 @@ class Lesson:
     hidden: npt.NDArray[np.float16]
     top_ids: npt.NDArray[np.int32]
     top_logprobs: npt.NDArray[np.float16]
+    human: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Teacher:
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.arch = model.architecture
-        self.layers = tuple(layers)
+        self.layers = tuple(sorted(layers))
         self.device = device
         self.dtype = dtype
         self.embedding = torch.from_numpy(model.weights[EMBEDDING]).to(device, dtype)
@@ -118,6 +121,7 @@ class Teacher:
                     _half(captured[row, : len(sequence)]),
                     top_ids,
                     top_logprobs,
+                    human=True,
                 )
             )
         return lessons
@@ -167,6 +171,11 @@ class Teacher:
         hold up many short ones.
         """
         batch = len(prompts)
+        if max(map(len, prompts)) + max_tokens > self.arch.max_positions:
+            raise ConfigurationError(
+                f"{max(map(len, prompts))} tokens of prompt and {max_tokens} of answer: this model "
+                f"holds {self.arch.max_positions}"
+            )
         lengths = torch.tensor([len(p) for p in prompts], device=self.device)
         ids = _padded(prompts)
         longest = ids.shape[1]

@@ -1,11 +1,13 @@
 """Lessons on disk: shards that are written once, whole, and read for many epochs.
 
-Shard i's text depends on the plan and i alone, so an interrupted run goes on where it stopped.
+Shard i's text depends on the plan and i alone (on one kind of device: rounding differs between
+kinds), so an interrupted run goes on where it stopped.
 Hidden states are kept by layer; further layers can be added to a shard without decoding again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +38,7 @@ class TeacherCache:
                 "--teacher-cache, or delete this one"
             )
         path.write_text(text)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def layers(self, index: int) -> frozenset[int] | None:
         """Layers whose states shard ``index`` holds; ``None`` where there is no such shard."""
@@ -48,7 +51,9 @@ class TeacherCache:
     def write(self, index: int, lessons: Sequence[Lesson], layers: Sequence[int]) -> None:
         """Write shard ``index``, whose lessons hold the states of ``layers``; it appears whole or
         not at all."""
-        lengths = [(len(x.token_ids), x.prompt_length, len(x.top_ids)) for x in lessons]
+        lengths = [
+            (len(x.token_ids), x.prompt_length, len(x.top_ids), int(x.human)) for x in lessons
+        ]
         tensors = {
             "lengths": np.asarray(lengths, np.int32),
             "token_ids": np.concatenate([x.token_ids for x in lessons]),
@@ -84,7 +89,7 @@ class TeacherCache:
                 raise ConfigurationError(f"{self._path(index)}: {error}: delete it") from None
         lessons = []
         at = row = 0
-        for length, prompt, answer in lengths.tolist():
+        for length, prompt, answer, human in lengths.tolist():
             lessons.append(
                 Lesson(
                     token_ids[at : at + length],
@@ -94,6 +99,7 @@ class TeacherCache:
                     else np.zeros((length, 0, 0), np.float16),
                     top_ids[row : row + answer],
                     top_logprobs[row : row + answer],
+                    bool(human),
                 )
             )
             at += length
@@ -131,4 +137,4 @@ class TeacherCache:
         path = self._path(index)
         partial = path.with_suffix(".partial")
         save_file(tensors, partial)
-        partial.rename(path)
+        partial.replace(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,15 +22,18 @@ from torch import Tensor, nn
 
 from cloud.llama_block import Rotary
 from prepare.base_model import BaseModel
-from prepare.exit_training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from prepare.exit_training.checkpoint import TrainingProgress, load_checkpoint, save_checkpoint
 from prepare.exit_training.distillation import kl_to_teacher
 from prepare.exit_training.exit_module import ExitModule
 from prepare.exit_training.teacher import Lesson
 from prepare.exit_training.teacher_cache import TeacherCache
 from prepare.exit_weights import ExitWeights
 
+# oneDNN keeps a compiled kernel, with its buffers, for each of the last 1,024 shapes that it met:
+# gigabytes where every batch has a shape of its own.  It reads this when it is first used.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+
 _WARM_UP_STEPS = 50
-_SAVE_EVERY = 60.0  # seconds
 _LAST_RATE = 0.05  # of the peak
 
 
@@ -43,6 +47,7 @@ class TrainingSettings:
         epochs: passes over the cache (the last one may be cut by ``max_seconds``).
         max_seconds: stop (with the schedule drawn in) after so many seconds; 0 is no limit.
         held_out_shards: shards kept for agreement and calibration.
+        save_seconds: least time between two checkpoints, which are written after whole shards.
         max_shards: use only the first so many shards of the cache, held-out ones included.
     """
 
@@ -51,6 +56,7 @@ class TrainingSettings:
     epochs: int = 6
     max_seconds: float = 0.0
     held_out_shards: int = 3
+    save_seconds: float = 60.0
     max_shards: int | None = None
     seed: int = 0
 
@@ -120,9 +126,9 @@ class ExitTrainer:
     def rounds(self, checkpoint: Path, stop: Event | None = None) -> Iterator[tuple[float, float]]:
         """Train to the end of the schedule, resuming from ``checkpoint`` where it exists.
 
-        After every shard it yields the share of the run that is done, and the mean loss over that
-        shard.  ``stop``, once set, ends the run at the next batch; what the checkpoint lacks then
-        (a minute's learning at most) is learnt again by the next run.
+        After every shard it yields the share of the run that was done before it, and the mean loss
+        over it.  ``stop``, once set, ends the run at the next batch; what the checkpoint lacks then
+        (``save_seconds`` and a shard at most) is learnt again by the next run.
         """
         self._resume(checkpoint)
         total = self._settings.epochs * len(self.training)
@@ -144,10 +150,13 @@ class ExitTrainer:
                 return
             self.shards_done = done + 1
             self.seconds = time.monotonic() - started
-            yield progress, loss
-            if time.monotonic() - saved > _SAVE_EVERY:
+            stopped = stop is not None and stop.is_set()
+            if stopped or time.monotonic() - saved >= self._settings.save_seconds:
                 self._save(checkpoint)
                 saved = time.monotonic()
+            if stopped:
+                return
+            yield progress, loss
         self._save(checkpoint)
 
     @torch.no_grad()
@@ -234,7 +243,7 @@ class ExitTrainer:
         self._rate = self._settings.learning_rate * (_LAST_RATE + (1 - _LAST_RATE) * cosine)
 
     def _save(self, path: Path) -> None:
-        progress = Progress(self._describe(), self.step, self.shards_done, self.seconds)
+        progress = TrainingProgress(self._describe(), self.step, self.shards_done, self.seconds)
         save_checkpoint(path, self.module, self._optimizer, progress)
 
     def _describe(self) -> str:
@@ -245,7 +254,7 @@ class ExitTrainer:
             f"layer {info.layer}, {info.blocks} blocks",
             "all tokens" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest(),
             f"rate {settings.learning_rate}, batch {settings.batch_sequences}",
-            f"seed {settings.seed}, shards {self.training}",
+            f"seed {settings.seed}, shards {self.training} of {self._cache.fingerprint}",
         )
         return "; ".join(parts)
 
