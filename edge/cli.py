@@ -41,7 +41,7 @@ def generate(
         Mode | None,
         typer.Option(
             "--mode",
-            help="Who decides. [default: collaborative with --cloud, else standalone]",
+            help="Who decides. (default: collaborative with --cloud, else standalone)",
             show_default=False,
         ),
     ] = None,
@@ -91,6 +91,10 @@ def generate(
         context=context,
         use_exits=not no_exits,
     )
+    if target_agreement is not None:
+        print(
+            f"threshold {options.threshold:g} for agreement {target_agreement:g}", file=sys.stderr
+        )
     engine = EdgeEngine(loaded, precision, threads=threads, endpoint=endpoint)
     text = _prompt_text(prompt)
     messages = [Message("user", text)]

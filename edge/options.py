@@ -24,7 +24,7 @@ Bundle = Annotated[
     typer.Option(
         "--bundle",
         envvar="TANDEM_BUNDLE",
-        help="Folder of a prepared model. [default: what `tandem prepare` wrote]",
+        help="Folder of a prepared model. (default: what `tandem prepare` wrote)",
         show_default=False,
     ),
 ]
@@ -34,7 +34,7 @@ Precision = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, max=256, help="Threads of the edge. [default: physical cores]"
+        "--threads", min=1, max=256, help="Threads of the edge. (default: physical cores)"
     ),
 ]
 Cloud = Annotated[
@@ -65,7 +65,7 @@ Threshold = Annotated[
         "--threshold",
         min=0.0,
         max=1.0,
-        help=f"Confidence from which an exit's token is accepted. [default: {DEFAULT_THRESHOLD}]",
+        help=f"Confidence from which an exit's token is accepted. (default: {DEFAULT_THRESHOLD})",
         show_default=False,
     ),
 ]
@@ -98,7 +98,7 @@ TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus;
 Seed = Annotated[
     int | None,
     typer.Option(
-        "--seed", min=0, max=MAX_SEED, help="Seed of sampling. [default: a new one each time]"
+        "--seed", min=0, max=MAX_SEED, help="Seed of sampling. (default: a new one each time)"
     ),
 ]
 

@@ -79,14 +79,14 @@ def prepare(
     context: typer.Context,
     local: From = None,
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Folder to write. [default: user cache]")
+        Path | None, typer.Option("--bundle", help="Folder to write. (default: user cache)")
     ] = None,
     exits: Annotated[
-        Path | None, typer.Option("--exits", help="Folder of trained exits. [default: built in]")
+        Path | None, typer.Option("--exits", help="Folder of trained exits. (default: built in)")
     ] = None,
     precision: Annotated[
         list[PrecisionName] | None,
-        typer.Option("--precision", help="Edge weights to export; repeat it. [default: int8]"),
+        typer.Option("--precision", help="Edge weights to export; repeat it. (default: int8)"),
     ] = None,
     full_depth: Annotated[
         bool, typer.Option("--full-depth", help="Give the edge the layers above its last exit too.")
@@ -135,7 +135,9 @@ def exits(
     out: Annotated[Path, typer.Option("--out", help="Folder for the exits and checkpoints.")],
     text: Annotated[
         list[Path] | None,
-        typer.Option("--text", help="JSONL with prompt (and response); repeat it for more files."),
+        typer.Option(
+            "--text", help="JSONL with prompt or turns (and response); repeat it for more."
+        ),
     ] = None,
     invented: Annotated[
         int, typer.Option("--invented", min=0, help="Prompts that the model thinks up itself.")
@@ -147,7 +149,11 @@ def exits(
     ] = "8192,16384",
     lots: Annotated[
         int | None,
-        typer.Option("--lots", min=2, help="Lessons to make, in lots of 128. [default: all]"),
+        typer.Option(
+            "--lots",
+            min=4,
+            help="Lessons to make, in lots of 128 answers; 3 are held out. (default: all)",
+        ),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="Longest answer.")] = 144,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the lessons.")] = 6,
@@ -156,7 +162,8 @@ def exits(
         str,
         typer.Option(
             "--max-minutes",
-            help="End training after so long: one number, or one per exit; 0 is no limit.",
+            help="End training (lessons take their own time before it) after so long: one number, "
+            "or one per exit; 0 is no limit.",
         ),
     ] = "0",
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps")] = "cpu",
@@ -165,11 +172,11 @@ def exits(
         typer.Option(
             "--calibrate-on",
             help="JSONL of prompts like those to come: confidences are fitted on the answers. "
-            "[default: lessons held out of training]",
+            "(default: lessons held out of training)",
         ),
     ] = None,
     teacher_cache: Annotated[
-        Path | None, typer.Option("--teacher-cache", help="Lessons on disk. [default: OUT/lessons]")
+        Path | None, typer.Option("--teacher-cache", help="Lessons on disk. (default: OUT/lessons)")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of data and training.")] = 0,
     local: From = None,
@@ -196,7 +203,11 @@ def exits(
     if calibrate_on is not None:
         read_exchanges(calibrate_on)  # say at once, not after an hour, that it cannot be read
     model = load_base_model(local, console)
-    train_exits(model, recipe, out, teacher_cache or out / "lessons", device, console)
+    try:
+        train_exits(model, recipe, out, teacher_cache or out / "lessons", device, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last whole lot and checkpoint")
+        raise
 
 
 def check(
@@ -207,11 +218,11 @@ def check(
         ),
     ],
     bundle: Annotated[
-        Path | None, typer.Option("--bundle", help="Bundle to check. [default: user cache]")
+        Path | None, typer.Option("--bundle", help="Bundle to check. (default: user cache)")
     ] = None,
     precision: Annotated[
         list[PrecisionName] | None,
-        typer.Option("--precision", help="Edges to check; repeat it. [default: int8]"),
+        typer.Option("--precision", help="Edges to check; repeat it. (default: int8)"),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="First so many only.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, help="Longest answer.")] = 128,

@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="Prompts to run. [default: three of its own]")
+        list[str] | None, typer.Argument(help="Prompts to run. (default: three of its own)")
     ] = None,
     threshold: opt.Threshold = None,
     target_agreement: opt.TargetAgreement = None,

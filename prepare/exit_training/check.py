@@ -106,7 +106,13 @@ def check_exits(
 
 def check_table(checks: Sequence[PrecisionCheck]) -> Table:
     """The checks as a table, one column a precision."""
-    table = Table(title="against the full model's own answers", title_justify="left")
+    table = Table(
+        title="against the full model's own answers",
+        title_justify="left",
+        caption="cloud requests: least share of tokens to ask the cloud for, in hindsight\n"
+        "--target-agreement gives: agreement at share asked, with the bundle's own threshold",
+        caption_justify="left",
+    )
     table.add_column("")
     for check in checks:
         table.add_column(check.precision, justify="right")

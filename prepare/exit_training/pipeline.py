@@ -76,7 +76,8 @@ class ExitRecipe:
             raise ConfigurationError("epochs, tokens, lots and what is held out start at 1")
         if self.lots is not None and self.lots <= self.held_out_shards:
             raise ConfigurationError(
-                f"{self.lots} lots: {self.held_out_shards} are held out, so name more"
+                f"{self.lots} lots: {self.held_out_shards} are held out, so name at least "
+                f"{self.held_out_shards + 1}"
             )
         if len(self.max_seconds) not in (1, len(self.layers)):
             raise ConfigurationError("name one time limit for all exits, or one for each")
@@ -144,7 +145,11 @@ def fill_lessons(
     if maker.too_long:
         console.print(f"{maker.too_long} prompts are too long to learn from: left out")
     if len(maker.lots[: recipe.lots]) <= recipe.held_out_shards:
-        raise ConfigurationError("too few lessons to hold some out: give more prompts")
+        least = recipe.held_out_shards * recipe.lot_size + 1
+        raise ConfigurationError(
+            f"too few lessons to hold {recipe.held_out_shards} lots of {recipe.lot_size} out: give "
+            f"at least {least} prompts, with --text or --invented"
+        )
     cache = TeacherCache(folder, maker.describe())
     with _progress(console) as progress:
         task = progress.add_task("teacher's lessons", total=len(maker.lots[: recipe.lots]))
