@@ -170,7 +170,7 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["prepare", "exits", "--out", "/tmp/x", "--layers", "20,16"], 2, "rising"),
         (["prepare", "exits", "--out", "/tmp/x", "--blocks", "1,17"], 2, "at most 16"),
         (["prepare", "exits", "--out", "/tmp/x", "--vocabulary", "-5,1"], 2, "head rows"),
-        (["prepare", "exits", "--out", "/tmp/x", "--lots", "3"], 2, "held out"),
+        (["prepare", "exits", "--out", "/tmp/x", "--lots", "3"], 2, "--lots"),
         (["generate", "x", "--top-p", "0"], 2, "top-p"),
         (["generate", " "], 2, "empty"),
         (["generate", "x", "--cloud-ca", "ca.pem"], 2, "--cloud"),
