@@ -10,6 +10,9 @@ from typing import Protocol
 from simulator.link_spec import DirectionSpec, Outage
 from simulator.packet_trace import OPPORTUNITY_BYTES, Trace
 
+# outages that overlap or keep step with a trace end after so long at the latest
+_LONGEST_SILENCE_S = 7_200.0
+
 
 class OutageCalendar:
     """Half-open intervals in which the link stands still; times are absolute seconds."""
@@ -28,11 +31,13 @@ class OutageCalendar:
 
     def up_from(self, time: float) -> float:
         """Earliest moment from ``time`` on at which the link works (``inf`` is possible)."""
-        while True:
+        give_up = time + _LONGEST_SILENCE_S
+        while time < give_up:
             later = max([time, *(end for begin, end in self._around(time) if begin <= time < end)])
             if later == time:
                 return time
             time = later
+        return time
 
     def next_break(self, time: float) -> float:
         """Begin of the next outage after ``time``, at which the link works."""
@@ -140,11 +145,17 @@ class TraceService:
         return number
 
     def _next(self, number: int) -> int:
-        """``number``, or the first after it that no outage swallows."""
-        while self._outages:
-            time = self._time(number)
+        """``number``, or the first after it that no outage swallows.
+
+        Outages that come again in step with the trace may swallow all of them; after two hours
+        of that the link is taken to be up, so that it stands still for long, but not for ever.
+        """
+        if not self._outages:
+            return number
+        give_up = self._time(number) + _LONGEST_SILENCE_S
+        while (time := self._time(number)) < give_up:
             works = self._outages.up_from(time)
             if works == time:
                 break
-            number = max(number + 1, self._first_from(works))
+            number = max(number + 1, self._first_from(min(works, give_up)))
         return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.link_flow import Delivery
@@ -79,6 +79,7 @@ def ends(steps: Sequence[Taken | Delivery]) -> dict[Hashable, list[tuple[int, fl
     return found
 
 
+@settings(derandomize=True)
 @given(specs(), offers, st.integers(0, 2**32))
 def test_bytes_come_in_order_and_none_is_lost(
     spec: DirectionSpec, sent: list[Offer], seed: int
@@ -97,6 +98,7 @@ def test_bytes_come_in_order_and_none_is_lost(
     assert way.counts.retransmitted == way.counts.lost + way.counts.dropped
 
 
+@settings(derandomize=True)
 @given(specs(), offers, st.integers(0, 2**32))
 def test_no_byte_is_early(spec: DirectionSpec, sent: list[Offer], seed: int) -> None:
     taken, found = carry(direction(spec, back_ms=10, seed=seed), sent)
@@ -111,6 +113,7 @@ def test_no_byte_is_early(spec: DirectionSpec, sent: list[Offer], seed: int) -> 
             before = upto
 
 
+@settings(derandomize=True)
 @given(specs(), offers, st.integers(0, 2**32))
 def test_the_rate_is_never_exceeded_in_sum(
     spec: DirectionSpec, sent: list[Offer], seed: int
@@ -124,6 +127,7 @@ def test_the_rate_is_never_exceeded_in_sum(
         assert total <= carried_at_most(spec, begin, elapsed) + 1e-3
 
 
+@settings(derandomize=True)
 @given(specs(clean=True), offers)
 def test_the_rate_is_never_exceeded_over_any_interval(
     spec: DirectionSpec, sent: list[Offer]
@@ -140,6 +144,7 @@ def test_the_rate_is_never_exceeded_over_any_interval(
             )
 
 
+@settings(derandomize=True)
 @given(specs(), offers, st.lists(st.floats(0, 5), max_size=20), st.integers(0, 2**32))
 def test_looking_more_often_changes_nothing(
     spec: DirectionSpec, sent: list[Offer], looks: list[float], seed: int
@@ -151,6 +156,7 @@ def test_looking_more_often_changes_nothing(
     )
 
 
+@settings(derandomize=True)
 @given(
     st.lists(specs(), min_size=1, max_size=4),
     st.lists(st.integers(1, 30_000), min_size=1, max_size=3),

@@ -322,3 +322,20 @@ def test_a_link_survives_json_and_changes_by_field() -> None:
     assert changed.down == spec.down
     with pytest.raises(ValidationError):
         setattr(spec.up, "loss", 0.5)  # noqa: B010  frozen
+
+
+@pytest.mark.parametrize("way", ["trace", "rate"])
+def test_outages_that_leave_no_room_hold_bytes_long_but_not_for_ever(way: str) -> None:
+    never = (
+        Outage(start_s=0, duration_s=0.4, every_s=0.6),
+        Outage(start_s=0.3, duration_s=0.4, every_s=0.6),
+    )
+    carrier = (
+        {"trace": Trace(name="slow", opportunities_ms=(600,))}
+        if way == "trace"
+        else {"rate_mbit": 1.0}
+    )
+    spec = DirectionSpec(outages=never, **carrier)
+    link = LinkDirection(spec, np.random.default_rng(0))
+    assert link.send("flow", 1_000, 0.0) == 1_000
+    assert 3_600 < link.next_time() < 20_000
