@@ -8,7 +8,6 @@ with its model); give back what that freed; load the model, read the prompt, dec
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.engines import Engine, LlamaCppEngine, TandemEngine, decode
+from edge.memory import release_freed
 from shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _measure_here(measured: Measured) -> MemoryUse:
         import edge.exit_model  # noqa: F401, PLC0415
 
         tokenizer = tokenizers.Tokenizer.from_file(str(measured.tokenizer))
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    release_freed()
     before = _status("VmRSS")
     model, threads, room = Path(measured.model), measured.threads, measured.room
     engine: Engine

@@ -31,6 +31,7 @@ from shared.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from edge.cloud_session import CloudSession
+    from shared.messages import Closed
 
 _MAX_TOKENS = 1 << 20
 
@@ -296,12 +297,17 @@ class Generation:
 def _layer_positions(cloud: CloudSession | None) -> int | None:
     if cloud is None:
         return 0
-    return cloud.closed.layer_positions if cloud.closed and not cloud.reconnects else None
+    account = _account(cloud)
+    return account.layer_positions if account else None
 
 
 def _compute_seconds(cloud: CloudSession | None) -> float | None:
     if cloud is None:
         return 0.0
-    return (
-        cloud.closed.compute_microseconds / 1e6 if cloud.closed and not cloud.reconnects else None
-    )
+    account = _account(cloud)
+    return account.compute_microseconds / 1e6 if account else None
+
+
+def _account(cloud: CloudSession) -> Closed | None:
+    """The cloud's own account of the session, where it covers all of it."""
+    return None if cloud.reconnects else cloud.closed

@@ -63,18 +63,18 @@ def bench(
     ] = False,
     prompts: Annotated[
         Path | None,
-        typer.Option("--prompts", help="JSONL with prompt, or turns. [default: eight of its own]"),
+        typer.Option("--prompts", help="JSONL with prompt, or turns. (default: eight of its own)"),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="First so many prompts only.")
     ] = None,
     max_tokens: Annotated[
         int | None,
-        typer.Option("--max-tokens", min=1, help="Longest answer. [default: 96]"),
+        typer.Option("--max-tokens", min=1, help="Longest answer. (default: 96)"),
     ] = None,
     repeats: Annotated[
         int | None,
-        typer.Option("--repeats", min=1, help="Times each; the median counts. [default: 3]"),
+        typer.Option("--repeats", min=1, help="Times each; the median counts. (default: 3)"),
     ] = None,
     costly_repeats: Annotated[
         int, typer.Option("--costly-repeats", min=1, help="The same for naive-split.")
@@ -82,18 +82,18 @@ def bench(
     contenders: Annotated[
         str | None,
         typer.Option(
-            "--contenders", metavar="A,B,C", help=f"[default: {CONTENDERS}, where installed]"
+            "--contenders", metavar="A,B,C", help=f"(default: {CONTENDERS}, where installed)"
         ),
     ] = None,
     rtt: Annotated[
         str | None,
         typer.Option(
-            "--rtt", metavar="MS,…", help="Round trips of the grid. [default: 0,20,50,100,150]"
+            "--rtt", metavar="MS,…", help="Round trips of the grid. (default: 0,20,50,100,150)"
         ),
     ] = None,
     rate: Annotated[
         str | None,
-        typer.Option("--rate", metavar="MBIT,…", help="Rates of the grid. [default: 1,10,100]"),
+        typer.Option("--rate", metavar="MBIT,…", help="Rates of the grid. (default: 1,10,100)"),
     ] = None,
     preset: Annotated[
         str | None,
@@ -121,19 +121,19 @@ def bench(
     threads: opt.Threads = None,
     cloud_threads: Annotated[
         int | None,
-        typer.Option("--cloud-threads", min=1, help="Threads of the cloud. [default: torch's]"),
+        typer.Option("--cloud-threads", min=1, help="Threads of the cloud. (default: torch's)"),
     ] = None,
     gguf: Annotated[
         Path | None,
-        typer.Option("--gguf", help="The bundle's weights for llama.cpp. [default: cached file]"),
+        typer.Option("--gguf", help="The bundle's weights for llama.cpp. (default: cached file)"),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all chance in the links.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for measurements, report and figures. [default: runs/bench, or "
-            "runs/bench-quick]",
+            help="Folder for measurements, report and figures. (default: runs/bench, or "
+            "runs/bench-quick)",
             show_default=False,
         ),
     ] = None,
