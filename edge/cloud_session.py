@@ -157,16 +157,21 @@ class CloudSession:
         traceback: TracebackType | None,
     ) -> None:
         assert self._task is not None
-        if kind is None and not self._task.done():
-            self._closing = True
-            self._wake.set()
-            await asyncio.wait([self._task], timeout=self._endpoint.answer_seconds)
-        self._ended = True
-        self._task.cancel()
-        # whatever the session died of was told to whoever waited for a decision
-        with contextlib.suppress(asyncio.CancelledError, TandemError):
-            await self._task
-        await self._channel.close()
+        try:
+            if kind is None and not self._task.done():
+                self._closing = True
+                self._wake.set()
+                await asyncio.wait([self._task], timeout=self._endpoint.answer_seconds)
+        finally:
+            self._ended = True
+            self._task.cancel()
+            try:
+                await asyncio.wait([self._task])
+            finally:
+                await self._channel.close()
+        fault = None if self._task.cancelled() else self._task.exception()
+        if fault is not None and not isinstance(fault, TandemError):
+            raise fault  # ours were told to whoever waited for a decision
 
     def offer(self, positions: int) -> None:
         """Context 0 .. ``positions`` - 1 may be sent; returns at once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import torch
 from hypothesis import settings
 
@@ -11,3 +13,8 @@ torch.set_num_threads(1)
 # a slow machine is no failure
 settings.register_profile("tandem", deadline=None)
 settings.load_profile("tandem")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell without job control starts background work so, and children would inherit it: those
+    # that tests interrupt would not hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)

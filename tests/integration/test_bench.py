@@ -65,7 +65,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.slow  # and not sure enough: on a quiet machine the run may end before the signal
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for children under /proc")
 def test_interrupted_resumed_finished_and_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
