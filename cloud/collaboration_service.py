@@ -235,8 +235,8 @@ class CollaborationService:
             match message.body:
                 case Context(position, payload):
                     await engine.add_context(position, partial(self._rows, session, payload))
-                case Escalate(position, burst):
-                    await engine.escalate(message.step, position, burst)
+                case Escalate() as question:
+                    await engine.escalate(message.step, question)
                 case Truncate(position):
                     await engine.truncate(position)
                 case Close():

@@ -1,5 +1,9 @@
 """What the cloud computes for one open session: escalations first, catch-up when idle.
 
+Escalations that wait together are decided in one pass, which takes the context before them along:
+catching up and verifying an edge's drafts are the same pass.  After a correction (the edge went on
+from another token) everything is ignored up to the edge's Truncate.
+
 The stream's reader hands over what the edge asks; :meth:`SessionEngine.run` works it off, one piece
 of the model's time after another, and sends decisions.  All state lives in the session's entry of
 the context store, so another stream can go on where this one ended.
@@ -21,11 +25,14 @@ from cloud.batcher import Batcher, Work
 from cloud.context_manager import ContextStore, HeldSession
 from shared.clock import Clock
 from shared.errors import ContextGapError, InvalidMessageError
-from shared.messages import CloudMessage, ContextKind, Decision
+from shared.messages import CloudMessage, ContextKind, Decision, Escalate
 from shared.model_bundle import Manifest
 from shared.sampling import Choice
 
 CATCH_UP_ROWS = 64
+# A pass over few rows takes as long as one over a single row (the weights are read once), so fewer
+# than these wait for a question to take them along.
+CATCH_UP_FROM = 16
 _MAX_PENDING = 256
 
 
@@ -36,7 +43,17 @@ class _Question:
     step: int
     position: int
     burst: int
+    guess: int | None
     asked: float
+
+    @property
+    def always_bursts(self) -> bool:
+        """Whether the cloud goes on by itself whatever it decides."""
+        return self.burst > 0 and self.guess is None
+
+    def corrected_by(self, choice: Choice) -> bool:
+        """Whether the edge went on from another token."""
+        return self.guess is not None and self.guess != choice.token_id
 
 
 class SessionEngine:
@@ -60,6 +77,7 @@ class SessionEngine:
         self._busy = False
         self._bursting = False
         self._interrupted = False
+        self._astray = False  # a correction was sent, and what arrives is from before it
         self._catching_up: Work | None = None
 
     # ---- what the reader calls, in the order of the messages -----------------------------------
@@ -67,22 +85,30 @@ class SessionEngine:
     async def add_context(self, position: int, unpack: Callable[[], npt.NDArray[Any]]) -> None:
         """Store context (after a burst that runs, which adds to it as well); ``unpack`` is called
         only where it joins what is held."""
-        await self._until(lambda: not self._burst_ahead())
+        await self._until(lambda: self._astray or not self._burst_ahead())
+        if self._astray:
+            return
         self._store.check_joins(self._session, position)
         self._store.append(self._session, position, unpack())
         self._changed.set()
 
-    async def escalate(self, step: int, position: int, burst: int) -> None:
+    async def escalate(self, step: int, asks: Escalate) -> None:
         """Queue an escalation; raises where its context is not held or it cannot be decided."""
-        asked = self._clock()
-        if burst and self._session.kind is not ContextKind.TOKEN_IDS:
+        asked, position = self._clock(), asks.position
+        if asks.burst and self._session.kind is not ContextKind.TOKEN_IDS:
             raise InvalidMessageError("a burst needs token ids as context")
-        await self._until(lambda: not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
+        await self._until(
+            lambda: (
+                self._astray or (not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
+            )
+        )
+        if self._astray:
+            return
         if position > self._session.held:
             raise ContextGapError(
                 f"position {position} cannot be decided, the cloud holds 0 to {self._session.held}"
             )
-        self._pending.append(_Question(step, position, burst, asked))
+        self._pending.append(_Question(step, position, asks.burst, asks.guess, asked))
         if self._catching_up is not None:
             self._catching_up.urgent = True
         self._changed.set()
@@ -94,7 +120,7 @@ class SessionEngine:
         self._interrupted = True  # a burst, if one runs, stops
         await self._until(lambda: not self._busy)
         self._store.truncate(self._session, position)
-        self._interrupted = False
+        self._interrupted = self._astray = False
         self._changed.set()
 
     async def stop(self) -> None:
@@ -108,7 +134,7 @@ class SessionEngine:
         await self._until(lambda: not self._pending and not self._busy)
 
     def _burst_ahead(self) -> bool:
-        return self._bursting or any(question.burst for question in self._pending)
+        return self._bursting or any(question.always_bursts for question in self._pending)
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -123,56 +149,72 @@ class SessionEngine:
             await self._until(self._has_work)
             self._busy = True
             try:
-                if not self._pending:
-                    await self._catch_up()
-                elif self._pending[0].burst:
-                    await self._answer_burst(self._pending.popleft())
+                if self._pending:
+                    questions = self._take_questions()
+                    self._bursting = questions[-1].always_bursts
+                    await self._answer(questions)
                 else:
-                    await self._answer(self._take_questions())
+                    await self._catch_up()
             finally:
-                self._busy = False
+                self._busy = self._bursting = False
                 self._changed.set()
 
     def _has_work(self) -> bool:
         if self._interrupted:
             return False
-        return bool(self._pending) or self._session.computed < self._session.held
+        behind = self._session.held - self._session.computed
+        return bool(self._pending) or (behind >= CATCH_UP_FROM and not self._astray)
 
     def _take_questions(self) -> list[_Question]:
         """The questions at the front that one piece of work can answer together."""
-        taken = []
-        while self._pending and not self._pending[0].burst:
+        taken: list[_Question] = []
+        while self._pending and not (taken and taken[-1].always_bursts):
             taken.append(self._pending.popleft())
         return taken
 
     async def _answer(self, questions: Sequence[_Question]) -> None:
+        """Decide together, answer one by one; nothing behind a correction is answered."""
+        session = self._session
         positions = {question.position for question in questions}
-        await self._decide(sorted(positions - self._session.decisions.keys()))
+        await self._decide(sorted(positions - session.decisions.keys()))
         for question in questions:
-            choice = self._session.decisions[question.position]
+            choice = session.decisions[question.position]
+            corrected = question.corrected_by(choice)
+            if corrected:
+                self._astray = True
+                self._pending.clear()
+                self._changed.set()
             await self._reply(question.step, question.position, choice, question.asked)
+            if question.burst and (corrected or question.always_bursts):
+                await self._burst(question, choice)
+            if corrected:
+                return
 
-    async def _answer_burst(self, question: _Question) -> None:
-        """Decide and go on from what was decided, while it agrees with the context held."""
-        session, position, asked = self._session, question.position, question.asked
-        self._bursting = True
-        try:
-            for left in range(question.burst, -1, -1):
-                if position not in session.decisions:
-                    await self._decide([position])
-                choice = session.decisions[position]
-                await self._reply(question.step, position, choice, asked)
-                if not left or self._interrupted or choice.token_id in self._stop_tokens:
-                    return
-                if position == self._arch.max_positions:
-                    return
-                if session.held == position:
-                    self._store.append(session, position, np.array([choice.token_id], np.int32))
-                elif session.context[position : position + 1][0] != choice.token_id:
-                    return
-                position, asked = position + 1, self._clock()
-        finally:
-            self._bursting = False
+    async def _burst(self, question: _Question, choice: Choice) -> None:
+        """Go on from the answer to ``question``."""
+        session, position = self._session, question.position
+        for _ in range(question.burst):
+            if self._interrupted or choice.token_id in self._stop_tokens:
+                return
+            if position == self._arch.max_positions or not self._keep(position, choice.token_id):
+                return
+            position, asked = position + 1, self._clock()
+            if position not in session.decisions:
+                await self._decide([position])
+            choice = session.decisions[position]
+            await self._reply(question.step, position, choice, asked)
+
+    def _keep(self, position: int, token_id: int) -> bool:
+        """Make a decided token context; ``False`` where the edge went on otherwise.  After a
+        correction, what is held from before it gives way."""
+        session = self._session
+        if session.held > position and session.context[position : position + 1][0] != token_id:
+            if not self._astray:
+                return False
+            self._store.truncate(session, position)
+        if session.held == position:
+            self._store.append(session, position, np.array([token_id], np.int32))
+        return True
 
     async def _catch_up(self) -> None:
         """Run context ahead of the question, in pieces small enough to wait for."""

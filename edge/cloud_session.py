@@ -13,7 +13,7 @@ import random
 import secrets
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -21,6 +21,7 @@ import grpc
 import grpc.aio
 
 from edge.cloud_channel import CloudEndpoint
+from edge.question import Question
 from edge.timeline import Timeline
 from protos.tandem.v1 import collaboration_pb2 as pb
 from protos.tandem.v1.collaboration_pb2_grpc import CollaborationStub
@@ -58,40 +59,25 @@ from shared.tensor_codec import EncodedTensor
 # gRPC's 5-byte prefix and one HTTP/2 frame header of 9 bytes
 FRAMING_BYTES = 14
 _MAX_ROWS = 256
+_PATIENT_ROWS = 16
 
 _Call: TypeAlias = Any  # grpc.aio.StreamStreamCall; grpc ships no types
 
 
 class ContextSource(Protocol):
-    """What the edge knows of its tokens, ready for the wire, for as long as the session lives."""
+    """What the edge knows of its tokens, ready for the wire, for as long as the session lives.
+
+    What is ``patient`` is so small that it waits for a question, and travels in one message with
+    what came before it.
+    """
 
     kind: ContextKind
     bytes_per_position: int
+    patient: bool
 
     def payload(self, start: int, stop: int) -> EncodedTensor | tuple[int, ...]:
         """Context of positions ``start`` to ``stop - 1``."""
         ...
-
-
-@dataclass
-class _Question:
-    """An escalation and its answers; it is asked again on a new connection."""
-
-    position: int
-    burst: int
-    answers: asyncio.Queue[Decision] = field(default_factory=asyncio.Queue)
-    answered: int = 0
-    asked: bool = False  # on the connection at hand
-
-    @property
-    def next_position(self) -> int:
-        """The first position without an answer."""
-        return self.position + self.answered
-
-    @property
-    def open(self) -> bool:
-        """Whether it is yet to be asked on this connection."""
-        return not self.asked and self.answered <= self.burst
 
 
 @dataclass
@@ -137,7 +123,9 @@ class CloudSession:
         # until a later answer proves that the cloud has forgotten what lies behind it
         self._unproven_truncation: int | None = None
         self._truncation_step = 0
-        self._questions: dict[int, _Question] = {}
+        self._questions: dict[int, Question] = {}  # in the order of their positions
+        # a correction has arrived, and what is offered and asked is still from before it
+        self._astray = False
         self._closing = False
         self._ended = False
         self._wake = asyncio.Event()
@@ -175,18 +163,43 @@ class CloudSession:
 
     def offer(self, positions: int) -> None:
         """Context 0 .. ``positions`` - 1 may be sent; returns at once."""
-        assert positions >= self._offered
-        self._offered = positions
+        if self._astray:
+            return
+        self._offered = max(self._offered, positions)
         self._wake.set()
 
+    def ask(self, position: int, *, burst: int = 0, guess: int | None = None) -> Question:
+        """Ask for the token at ``position``, whose context has been offered; returns at once."""
+        question = Question(position, burst, guess)
+        if not self._astray:
+            assert position <= self._offered
+            self._questions[position] = question
+            self._wake.set()
+        return question
+
     def truncate(self, positions: int) -> None:
-        """Forget context from ``positions`` on, here and in the cloud."""
+        """Forget context from ``positions`` on, here and in the cloud, and every question."""
         assert positions <= self._offered
-        assert not self._questions
+        self._questions.clear()
+        self._astray = False
         self._offered = positions
         self._unsent_truncation = _lower(positions, self._unsent_truncation)
         self._unproven_truncation = _lower(positions, self._unproven_truncation)
         self._wake.set()
+
+    def follow(self) -> None:
+        """The edge has gone back to a correction, and from now on offers what the cloud's burst
+        says; :meth:`truncate` to the burst's end lets the cloud listen again."""
+        self._astray = False
+
+    async def answer(self, question: Question) -> Decision:
+        """The next answer to ``question``; raises a typed error where none can be had.
+
+        A decision that differs from the question's guess is a correction: the cloud has forgotten
+        the context from there on and ignores what is said of it, until the edge goes back with
+        :meth:`truncate` (or :meth:`follow`, where a burst comes).
+        """
+        return await self._answer_to(question)
 
     async def decide(self, position: int) -> Decision:
         """The cloud's token at ``position``; raises a typed error where none can be had."""
@@ -199,18 +212,17 @@ class CloudSession:
         The caller stops listening at a stop token.  It offers each token that the burst goes on
         from, so that a new connection can replay it; on this one the cloud has it already.
         """
-        assert position <= self._offered
-        question = _Question(position, burst)
-        self._questions[position] = question
-        self._wake.set()
+        question = self.ask(position, burst=burst)
         try:
             for _ in range(burst + 1):
                 yield await self._answer_to(question)
         finally:
-            del self._questions[position]
+            self._questions.pop(position, None)
 
-    async def _answer_to(self, question: _Question) -> Decision:
+    async def _answer_to(self, question: Question) -> Decision:
         """Wait for the next answer; a connection that stays silent is replaced by a new one."""
+        if question.ready:
+            return question.answers.get_nowait()
         assert self._task is not None
         endpoint = self._endpoint
         deadline = self._clock() + endpoint.answer_seconds + endpoint.give_up_seconds
@@ -232,11 +244,15 @@ class CloudSession:
                         f"the cloud at {endpoint.address} did not decide position "
                         f"{question.next_position} in time"
                     )
-                if self._call is not None:
-                    self._given_up = self._call
-                    self._call.cancel()
+                self.give_up_connection()
         finally:
             answer.cancel()
+
+    def give_up_connection(self) -> None:
+        """Replace a connection that stays silent by a new one."""
+        if self._call is not None:
+            self._given_up = self._call
+            self._call.cancel()
 
     async def _stay_connected(self) -> None:
         """Connect, serve, and reconnect with jittered back-off until closed or given up."""
@@ -308,7 +324,8 @@ class CloudSession:
         return opened
 
     async def _send(self, call: _Call, opened: Opened) -> None:
-        """Forward what there is: truncation before context, context before questions.
+        """Forward what there is: truncation first, then questions whose context is there, then
+        context.
 
         One message a turn: while it is written the edge may truncate, which then comes first.
         """
@@ -325,7 +342,12 @@ class CloudSession:
                 elif self._closing:
                     await self._write(call, Close())
                     return
-                elif self._sent < self._offered:
+                elif (question := self._next_question()) is not None:
+                    question.asked, question.asked_at = True, self._clock()
+                    guess = None if question.answered else question.guess
+                    rest = question.expected - 1
+                    await self._write(call, Escalate(question.next_position, rest, guess))
+                elif self._context_is_due():
                     start, stop = self._sent, min(self._offered, self._sent + rows)
                     if stop > opened.max_positions:
                         raise BudgetExceededError(
@@ -333,17 +355,20 @@ class CloudSession:
                         )
                     self._sent = stop
                     await self._write(call, Context(start, self._source.payload(start, stop)))
-                elif (question := self._next_question()) is not None:
-                    question.asked = True
-                    rest = question.burst - question.answered
-                    await self._write(call, Escalate(question.next_position, rest))
                 else:
                     await self._wake.wait()
 
-    def _next_question(self) -> _Question | None:
+    def _next_question(self) -> Question | None:
         """One that can be asked; what a broken burst goes on from must be offered again first."""
-        ready = (q for q in self._questions.values() if q.open and q.next_position <= self._sent)
+        ready = (q for q in self._questions.values() if q.to_ask and q.next_position <= self._sent)
         return next(ready, None)
+
+    def _context_is_due(self) -> bool:
+        """Whether there is context to send, and, where it is worth waiting, nothing to wait for."""
+        unsent = self._offered - self._sent
+        if unsent <= 0 or not self._source.patient or unsent >= _PATIENT_ROWS:
+            return unsent > 0
+        return any(question.to_ask for question in self._questions.values())
 
     async def _receive(self, call: _Call, sender: asyncio.Task[None]) -> None:
         while True:
@@ -363,14 +388,23 @@ class CloudSession:
 
     def _hand_over(self, decision: Decision) -> None:
         """Give a decision to whoever asked; one that was answered before (a replay) is dropped."""
-        for question in self._questions.values():
-            if question.next_position == decision.position:
-                question.answered += 1
-                question.answers.put_nowait(decision)
-                if question.answered <= question.burst:
-                    # the cloud goes on from this token: it need not be sent
-                    self._sent = max(self._sent, decision.position + 1)
-                return
+        waiting = (q for q in self._questions.values() if q.next_position == decision.position)
+        question = next(waiting, None)
+        if question is None:
+            return
+        question.answer(decision)
+        if question.corrected and question.answered == 1:
+            # the cloud ignores what follows, and until the edge knows, so does this side
+            self._questions = {question.position: question}
+            self._offered = question.position
+            self._sent = min(self._sent, question.position)
+            self._unproven_truncation = question.position
+            self._astray = True
+        if question.expected:
+            # the cloud goes on from this token: it need not be sent
+            self._sent = max(self._sent, decision.position + 1)
+        else:
+            del self._questions[question.position]
 
     async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> None:
         self._step += 1

@@ -45,6 +45,7 @@ class HiddenStateSource:
     """Hidden states at the cut; the cloud never sees the words, though it could guess at them."""
 
     kind = ContextKind.HIDDEN_STATES
+    patient = False
 
     def __init__(self, state: HoldsHiddenStates, hidden_size: int, codec: ContextCodec) -> None:
         self._state = state
@@ -62,6 +63,7 @@ class TokenSource:
     """Token ids: a few bytes each; the cloud computes the lower layers, and sees the words."""
 
     kind = ContextKind.TOKEN_IDS
+    patient = True
     bytes_per_position = _MESSAGE_ID_BYTES
 
     def __init__(self, token_ids: list[int]) -> None:

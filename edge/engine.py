@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec, HiddenStateSource, TokenSource
 from edge.exit_model import ExitModel
-from edge.exit_policy import DEFAULT_THRESHOLD, ExitPolicy
+from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import (
     EdgeGeneration,
     GeneratedToken,
@@ -22,6 +22,7 @@ from edge.generation import (
     Mode,
     cloud_only_tokens,
 )
+from edge.plan import DEFAULT_WINDOW, Plan
 from edge.timeline import Timeline
 from shared.chat import ChatTemplate, Message
 from shared.clock import Clock, monotonic
@@ -38,22 +39,32 @@ _MAX_TOKENS = 1 << 20
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to generate; see :class:`~edge.generation.GenerationRequest` for the last two."""
+    """How to generate: see :class:`~edge.plan.Plan` for threshold to verified, and
+    :class:`~edge.generation.GenerationRequest` for the last two."""
 
     mode: Mode
     threshold: float = DEFAULT_THRESHOLD
     max_tokens: int = 256
     sampling: Sampling = GREEDY
     context: ContextCodec = ContextCodec.FP16
+    window: int = DEFAULT_WINDOW
+    burst: int = 0
+    verified: bool = False
     use_exits: bool = True
     forced_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens <= _MAX_TOKENS:
             raise ConfigurationError(f"max_tokens {self.max_tokens} is not at least 1")
-        ExitPolicy(self.threshold)
+        if self.mode is not Mode.CLOUD_ONLY:
+            _ = self.plan  # refuses what does not hold together
         if self.mode is Mode.STANDALONE and not self.use_exits:
             raise ConfigurationError("standalone mode without exits has nobody to decide")
+
+    @property
+    def plan(self) -> Plan:
+        """How the answer is made."""
+        return Plan(self.threshold, self.window, self.burst, self.context, self.verified)
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,7 @@ class GenerationResult:
             "stall_seconds": round(self.statistics.stall_seconds, 6),
             "escalations": self.statistics.escalations,
             "rollbacks": self.statistics.rollbacks,
+            "discarded": self.statistics.discarded,
             "uploaded_bytes": self.uploaded_bytes,
             "downloaded_bytes": self.downloaded_bytes,
         }
@@ -239,7 +251,7 @@ class Generation:
             tokens=tuple(self._tokens),
             prompt_tokens=len(self._request.prompt_ids),
             options=self._options,
-            schedule="blocking" if collaborative else None,
+            schedule=self._options.plan.schedule.value if collaborative else None,
             seconds=self._ended - self._started,
             first_token_seconds=self._first_token_at - self._started,
             statistics=self._statistics,
@@ -270,7 +282,7 @@ class Generation:
         return EdgeGeneration(
             model,
             state,
-            ExitPolicy(options.threshold),
+            options.plan,
             engine.worker,
             token_ids,
             self._cloud,

@@ -1,12 +1,19 @@
-"""The token loop: prefill, exits from shallow to deep, escalate, emit.
+"""The token loop: prefill, exits from shallow to deep, escalate, draft on, roll back, emit.
 
-This is the whole of Tandem in one screen; every name leads to the file that does the work.
+This is the whole of Tandem in one screen; every name leads to the file that does the work.  A
+token that an exit is sure of is shown at once.  One that it is not sure of becomes a question to
+the cloud, and its best guess a draft, past which the edge goes on while the answer travels: where
+the cloud agrees, the draft is shown with all that was drafted behind it; where not, both sides go
+back to that position.  What was shown never changes, and the text does not depend on how far the
+edge drafts: with a window of 0 it waits at each question, as CE-CoLLM does.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,12 +22,14 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from edge.exit_policy import ExitPolicy
+from edge.plan import Plan
 from shared.clock import Clock, monotonic
 from shared.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:  # the command line knows modes and options before it loads a runtime
     from edge.cloud_session import CloudSession
     from edge.exit_model import ExitModel, ModelState
+    from edge.question import Question
     from edge.timeline import Timeline
     from shared.messages import Decision
 
@@ -28,6 +37,8 @@ T = TypeVar("T")
 
 # tokens between two looks at the event loop, where uploads and a user's Ctrl-C wait
 PREFILL_CHUNK = 128
+# below this chance that every guess in flight is right, further drafts only fill the link
+LEAST_CHANCE = 0.1
 
 
 class Mode(Enum):
@@ -69,6 +80,15 @@ class GenerationRequest:
     use_exits: bool = True
     forced_ids: tuple[int, ...] | None = None
 
+    @property
+    def end(self) -> int:
+        """The first position beyond the longest answer."""
+        return len(self.prompt_ids) + self.max_tokens
+
+    def ends_with(self, token: GeneratedToken) -> bool:
+        """Whether the answer ends after ``token``."""
+        return token.position + 1 >= self.end or self.continuation(token) in self.stop_token_ids
+
     def continuation(self, token: GeneratedToken) -> int:
         """The token that the text goes on with after ``token`` was generated."""
         if self.forced_ids is None:
@@ -81,36 +101,52 @@ class GenerationStatistics:
     """What the token loop counts.
 
     ``stall_seconds`` is time spent waiting for decisions; ``cloud_seconds`` of it the cloud says
-    that it took for them.  ``timeline``, where there is one, is told what happened when.
+    that it took for them.  ``rollbacks`` counts the decisions that differed from a draft,
+    ``discarded`` the tokens that were drafted in vain.  ``timeline``, where there is one, is told
+    what happened when.
     """
 
     stall_seconds: float = 0.0
     cloud_seconds: float = 0.0
     escalations: int = 0
     rollbacks: int = 0
+    discarded: int = 0
     timeline: Timeline | None = None
 
     def waited(self, since: float, until: float, decision: Decision) -> None:
         """Count a wait for ``decision``, in seconds of the generation's clock."""
         self.stall_seconds += until - since
-        self.cloud_seconds += decision.cloud_microseconds / 1e6
+        # a decision that was long on its way was worked on before anybody waited
+        self.cloud_seconds += min(until - since, decision.cloud_microseconds / 1e6)
         if self.timeline is not None:
             self.timeline.wait(since, until, decision)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A token that is not shown yet, and the question that it waits for (``None``: it is certain).
+
+    Without a token the cloud decides with no guess of the edge's, or goes on in a burst.
+    """
+
+    token: GeneratedToken | None
+    question: Question | None = None
+    accepted: bool = False
 
 
 class EdgeGeneration:
     """One generation on the edge.
 
     Model work runs on ``worker``, one call at a time, so that uploads go on meanwhile.
-    ``token_ids`` grows as the text does; where token ids are the context, the cloud session reads
-    them from there.
+    ``token_ids`` grows as the text does, drafts included; where token ids are the context, the
+    cloud session reads them from there.  ``state`` may lag behind it.
     """
 
     def __init__(
         self,
         model: ExitModel,
         state: ModelState,
-        policy: ExitPolicy,
+        plan: Plan,
         worker: Executor,
         token_ids: list[int],
         cloud: CloudSession | None,
@@ -118,39 +154,68 @@ class EdgeGeneration:
         *,
         clock: Clock = monotonic,
     ) -> None:
-        self._model, self._state, self._policy = model, state, policy
+        self._model, self._state, self._plan = model, state, plan
         self._worker, self._cloud, self._clock = worker, cloud, clock
-        self._token_ids, self._statistics = token_ids, statistics
+        self._text, self._statistics = token_ids, statistics
+        self._drafts: deque[_Draft] = deque()
 
     async def tokens(self, request: GenerationRequest) -> AsyncGenerator[GeneratedToken, None]:
-        """Yield tokens as they are decided, up to a stop token or ``max_tokens``."""
-        await self._extend(request.prompt_ids)
-        for position in range(
-            len(request.prompt_ids), len(request.prompt_ids) + request.max_tokens
-        ):
-            token = await self._decide(request, position)
-            yield token
-            going_on = request.continuation(token)
-            if going_on in request.stop_token_ids:
-                return
-            if position + 1 < len(request.prompt_ids) + request.max_tokens:
-                await self._extend([going_on])
+        """Yield tokens as they become certain, up to a stop token or ``max_tokens``."""
+        self._text.extend(request.prompt_ids)
+        while True:
+            oldest = self._drafts[0] if self._drafts else None
+            if oldest is None or not (self._is_due(oldest) or self._must_wait(request)):
+                await self._draft(request)
+            elif oldest.question is not None:
+                await self._settle(request, oldest, oldest.question)
+            else:
+                self._drafts.popleft()
+                assert oldest.token is not None
+                yield oldest.token
+                if request.ends_with(oldest.token):
+                    return
 
-    async def _extend(self, token_ids: Sequence[int]) -> None:
-        """Run the first segment on new tokens, in chunks; each is uploaded while the next runs."""
-        for start in range(0, len(token_ids), PREFILL_CHUNK):
-            chunk = token_ids[start : start + PREFILL_CHUNK]
+    def _is_due(self, draft: _Draft) -> bool:
+        """Whether it can be shown, or its answer is there."""
+        return draft.question is None or draft.question.ready
+
+    def _must_wait(self, request: GenerationRequest) -> bool:
+        """Whether drafting on makes no sense: the answer may end here, the cloud must speak first,
+        the window is full, or too many guesses would have to be right."""
+        newest = self._drafts[-1].token
+        if newest is None or request.ends_with(newest):
+            return True
+        asked = [d.token.confidence or 0.0 for d in self._drafts if d.question and d.token]
+        return len(asked) > self._plan.window or math.prod(asked) < LEAST_CHANCE
+
+    async def _draft(self, request: GenerationRequest) -> None:
+        """Take in the text so far and judge the next token at the exits; ask where need be."""
+        await self._take_in()
+        token, accepted = await self._judge(request)
+        question = None
+        if self._cloud is None:
+            assert token is not None, "without exits there must be a cloud"
+        elif self._plan.verified or not accepted:
+            question = self._ask(request, token)
+        self._drafts.append(_Draft(token, question, accepted))
+        if token is not None:
+            self._text.append(request.continuation(token))
+
+    async def _take_in(self) -> None:
+        """Run the first segment on new text, in chunks; each is uploaded while the next runs."""
+        for start in range(self._state.positions, len(self._text), PREFILL_CHUNK):
+            chunk = self._text[start : start + PREFILL_CHUNK]
             await self._run(partial(self._state.extend, chunk))
-            self._token_ids.extend(chunk)
             if self._cloud is not None:
-                self._cloud.offer(len(self._token_ids))
+                self._cloud.offer(self._state.positions)
 
-    async def _decide(self, request: GenerationRequest, position: int) -> GeneratedToken:
-        """Ask the exits from shallow to deep, then the cloud; alone, the last exit must do."""
+    async def _judge(self, request: GenerationRequest) -> tuple[GeneratedToken | None, bool]:
+        """The next token of the first exit that is sure enough, else of the last one."""
+        policy, position = ExitPolicy(self._plan.threshold), len(self._text)
         token = None
         for index, info in enumerate(self._model.exits if request.use_exits else ()):
             logits = await self._run(partial(self._state.read_exit, index))
-            judgement = self._policy.judge(
+            judgement = policy.judge(
                 info,
                 logits,
                 self._model.vocabulary_ids(index),
@@ -163,20 +228,52 @@ class EdgeGeneration:
                 choice.token_id, position, info.name, choice.logprob, judgement.confidence
             )
             if judgement.accepted:
-                return token
-        if self._cloud is None:
-            assert token is not None, "without exits there must be a cloud"
-            return token
-        return await self._escalate(position)
+                return token, True
+        return token, False
 
-    async def _escalate(self, position: int) -> GeneratedToken:
-        """CE-CoLLM's blocking schedule: wait for the cloud's token."""
+    def _ask(self, request: GenerationRequest, guess: GeneratedToken | None) -> Question:
         assert self._cloud is not None
-        asked = self._clock()
-        decision = await self._cloud.decide(position)
-        self._statistics.waited(asked, self._clock(), decision)
         self._statistics.escalations += 1
-        return GeneratedToken(decision.token_id, position, "cloud", decision.logprob)
+        position = len(self._text)
+        if request.forced_ids is not None:  # the text goes on as it goes on: nothing to correct
+            return self._cloud.ask(position)
+        burst = min(self._plan.burst, request.end - position - 1)
+        named = guess.token_id if guess is not None and (burst or self._plan.window) else None
+        return self._cloud.ask(position, burst=burst, guess=named)
+
+    async def _settle(
+        self, request: GenerationRequest, draft: _Draft, question: Question
+    ) -> None:
+        """Take the answer to the oldest question: its draft is certain, or gives way to the
+        cloud's token, and all drafts behind it with it."""
+        decision = await self._wait_for(question)
+        token = GeneratedToken(decision.token_id, decision.position, "cloud", decision.logprob)
+        guess = draft.token
+        if guess is not None and (request.forced_ids or guess.token_id == token.token_id):
+            agreed = draft.accepted and guess.token_id == token.token_id
+            self._drafts[0] = _Draft(guess if agreed else token)
+            return
+        assert self._cloud is not None
+        if self._state.positions > token.position:
+            self._statistics.rollbacks += 1
+            self._statistics.discarded += self._state.positions - token.position
+        self._drafts.clear()
+        self._state.truncate(min(self._state.positions, token.position))
+        self._text[token.position :] = [request.continuation(token)]
+        self._drafts.append(_Draft(token))
+        if question.expected and not request.ends_with(token):  # the cloud goes on from it
+            self._cloud.follow()
+            self._cloud.offer(len(self._text))
+            self._drafts.append(_Draft(None, question))
+        elif question.guess is not None:
+            self._cloud.truncate(token.position)
+
+    async def _wait_for(self, question: Question) -> Decision:
+        assert self._cloud is not None
+        since = self._clock()
+        decision = await self._cloud.answer(question)
+        self._statistics.waited(since, self._clock(), decision)
+        return decision
 
     async def _run(self, work: Callable[[], T]) -> T:
         began = self._clock()

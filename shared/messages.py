@@ -31,7 +31,7 @@ from shared.errors import (
 from shared.sampling import Sampling
 from shared.tensor_codec import EncodedTensor, Encoding
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 SESSION_ID_BYTES = 16
 FINGERPRINT_BYTES = 32
 MAX_POSITIONS = 1 << 22
@@ -89,10 +89,15 @@ class Context:
 
 @dataclass(frozen=True)
 class Escalate:
-    """Asks for the token at ``position`` (1 or more) and up to ``burst`` tokens after it."""
+    """Asks for the token at ``position`` (1 or more).
+
+    ``guess`` is what the edge goes on from meanwhile.  Up to ``burst`` tokens follow a decision
+    that differs from it, or that had none to differ from.
+    """
 
     position: int
     burst: int = 0
+    guess: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,11 @@ def edge_message_to_proto(message: EdgeMessage) -> pb.EdgeMessage:
         case Context(position, tuple() as ids):
             wire.position = position
             wire.context.token_ids.ids.extend(ids)
-        case Escalate(position, burst):
+        case Escalate(position, burst, guess):
             wire.position = position
             wire.escalate.burst = burst
+            if guess is not None:
+                wire.escalate.guess = guess
         case Truncate(position):
             wire.position = position
             wire.truncate.SetInParent()
@@ -211,7 +218,9 @@ def edge_message_from_proto(wire: pb.EdgeMessage) -> EdgeMessage:
             if position < 1:
                 raise InvalidMessageError("position 0 has no context to decide it from")
             burst = _at_most(wire.escalate.burst, MAX_POSITIONS, "burst")
-            body = Escalate(position, burst)
+            escalate = wire.escalate
+            guess = escalate.guess if escalate.HasField("guess") else None
+            body = Escalate(position, burst, guess)
         case "truncate":
             body = Truncate(position)
         case "close":

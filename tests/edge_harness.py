@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
@@ -58,10 +58,18 @@ async def edge_and_cloud(**endpoint: Any) -> AsyncIterator[EdgeEngine]:
 
 
 class BreakableLink:
-    """A TCP relay that can be cut, or fall silent, while the edge talks through it."""
+    """A TCP relay that can be cut, or fall silent, while the edge talks through it.
 
-    def __init__(self, target: str) -> None:
+    ``delay`` says how many seconds the next piece takes; the relay cuts itself after as many pieces
+    as ``cuts`` names.
+    """
+
+    def __init__(
+        self, target: str, delay: Callable[[], float] | None = None, cuts: Collection[int] = ()
+    ) -> None:
         self._target = target
+        self._delay, self._cuts = delay, frozenset(cuts)
+        self._pieces = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._silent = asyncio.Event()
         self._relays: set[asyncio.Task[None]] = set()
@@ -102,18 +110,22 @@ class BreakableLink:
         self._writers |= {writer, there_writer}
         silent = self._silent
         for source, sink in ((reader, there_writer), (there_reader, writer)):
-            task = asyncio.create_task(_forward(source, sink, silent))
+            task = asyncio.create_task(self._forward(source, sink, silent))
             self._relays.add(task)
             task.add_done_callback(self._relays.discard)
 
-
-async def _forward(
-    source: asyncio.StreamReader, sink: asyncio.StreamWriter, silent: asyncio.Event
-) -> None:
-    with suppress(OSError):
-        while data := await source.read(1 << 16):
-            if silent.is_set():
-                continue
-            sink.write(data)
-            await sink.drain()
-        sink.close()
+    async def _forward(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, silent: asyncio.Event
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(1 << 16):
+                if silent.is_set():
+                    continue
+                if self._delay is not None:
+                    await asyncio.sleep(self._delay())
+                self._pieces += 1
+                if self._pieces in self._cuts:
+                    self.cut()
+                sink.write(data)
+                await sink.drain()
+            sink.close()

@@ -303,29 +303,42 @@ Global___Tensor: typing_extensions.TypeAlias = Tensor
 
 @typing.final
 class Escalate(google.protobuf.message.Message):
-    """Asks for the token at `position`; context 0 .. position-1 must have been sent.  The answer is
-    1 + burst decisions at most: the cloud goes on decoding by itself (token-id context only) until
-    the burst is used up, a stop token is reached or the context is full, and keeps every token that
-    it went on from as context.  With burst 0 the decided token is not context until it is sent.
+    """Asks for the token at `position`; context 0 .. position-1 must have been sent.  Many may be in
+    flight, in rising order; those that the cloud finds together it decides in one pass.
+
+    Where the edge names its `guess` it goes on drafting from that meanwhile.  A decision that differs
+    from the guess is a correction: what came after it, context and questions alike, was about a
+    text that is no more, and the cloud ignores it up to the edge's next Truncate.
+
+    The answer is 1 + burst decisions at most.  With a burst (token-id context only) the cloud goes on
+    decoding by itself, after a correction or where no guess was named, until the burst is used up, a
+    stop token is reached or the context is full, and keeps every token that it went on from as
+    context.  With burst 0 the decided token is not context until it is sent.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     BURST_FIELD_NUMBER: builtins.int
+    GUESS_FIELD_NUMBER: builtins.int
     burst: builtins.int
+    guess: builtins.int
     def __init__(
         self,
         *,
         burst: builtins.int = ...,
+        guess: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["burst", b"burst"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_guess", b"_guess", "guess", b"guess"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_guess", b"_guess", "burst", b"burst", "guess", b"guess"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_guess", b"_guess"]) -> typing.Literal["guess"] | None: ...
 
 Global___Escalate: typing_extensions.TypeAlias = Escalate
 
 @typing.final
 class Truncate(google.protobuf.message.Message):
     """Forgets context and decisions from `position` on.  Escalations beyond it that are still unanswered
-    are withdrawn, and a burst that runs stops: they may get no (further) answer.
+    are withdrawn, and a burst that runs stops: they may get no (further) answer.  After a correction
+    it is where the edge goes on.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

@@ -1,0 +1,64 @@
+"""How an answer is made: whom to trust, how far to draft ahead, what the cloud adds by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from edge.context_source import ContextCodec
+from edge.exit_policy import DEFAULT_THRESHOLD, ExitPolicy
+from shared.errors import ConfigurationError
+
+DEFAULT_WINDOW = 8
+MAX_WINDOW = 64
+BURST_UNLIMITED = 1 << 20
+
+
+class Schedule(Enum):
+    """How escalations are waited for."""
+
+    BLOCKING = "blocking"
+    OPTIMISTIC = "optimistic"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides an answer's text and cost, besides prompt, model and sampling.
+
+    Attributes:
+        threshold: confidence from which an exit's token is accepted.
+        window: unanswered questions that the edge drafts past.  0 waits at each (CE-CoLLM's
+            blocking schedule); the text is the same whatever it is.
+        burst: tokens that the cloud adds after each correction, which is a decision that differs
+            from the best guess of the deepest exit.  Needs token ids as context.
+        codec: how context travels.
+        verified: every accepted token is checked by the cloud as well, so that the text is the
+            full model's.
+    """
+
+    threshold: float = DEFAULT_THRESHOLD
+    window: int = DEFAULT_WINDOW
+    burst: int = 0
+    codec: ContextCodec = ContextCodec.FP16
+    verified: bool = False
+
+    def __post_init__(self) -> None:
+        ExitPolicy(self.threshold)
+        if not 0 <= self.window <= MAX_WINDOW:
+            raise ConfigurationError(f"window {self.window} is not within [0, {MAX_WINDOW}]")
+        if not 0 <= self.burst <= BURST_UNLIMITED:
+            raise ConfigurationError(f"burst {self.burst} is not within [0, {BURST_UNLIMITED}]")
+        if self.burst and self.codec is not ContextCodec.TOKENS:
+            raise ConfigurationError(
+                "a burst needs token ids as context, or the cloud cannot go on by itself: use "
+                "--context tokens"
+            )
+
+    @property
+    def schedule(self) -> Schedule:
+        """What the window amounts to."""
+        return Schedule.OPTIMISTIC if self.window else Schedule.BLOCKING
+
+    def blocking(self) -> Plan:
+        """The same text, waited for at each question."""
+        return replace(self, window=0)

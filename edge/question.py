@@ -1,0 +1,54 @@
+"""An escalation as the edge sees it: what was asked, what was guessed, what was answered."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from shared.messages import Decision
+
+
+@dataclass
+class Question:
+    """Asks for the token at ``position``, and is asked again on a new connection.
+
+    ``guess`` is what the edge goes on from meanwhile.  After a correction, or where there is no
+    guess, ``burst`` more answers follow (fewer after a stop token).
+    """
+
+    position: int
+    burst: int = 0
+    guess: int | None = None
+    answers: asyncio.Queue[Decision] = field(default_factory=asyncio.Queue)
+    answered: int = 0
+    corrected: bool = False
+    asked: bool = False  # on the connection at hand
+    asked_at: float = 0.0
+
+    @property
+    def next_position(self) -> int:
+        """The first position without an answer."""
+        return self.position + self.answered
+
+    @property
+    def expected(self) -> int:
+        """How many answers are still to come."""
+        agreed = self.answered and self.guess is not None and not self.corrected
+        return 0 if agreed else self.burst + 1 - self.answered
+
+    @property
+    def to_ask(self) -> bool:
+        """Whether it is yet to be asked on this connection."""
+        return not self.asked and self.expected > 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether an answer waits to be read."""
+        return not self.answers.empty()
+
+    def answer(self, decision: Decision) -> None:
+        """Take the decision at :attr:`next_position`."""
+        if not self.answered:
+            self.corrected = self.guess is not None and self.guess != decision.token_id
+        self.answered += 1
+        self.answers.put_nowait(decision)
