@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,9 @@ import typer
 
 from edge import options as opt
 from edge.context_source import ContextCodec
+from edge.controller import Aim
 from edge.generation import Mode
+from edge.plan import Schedule
 from shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ Examples:
     tandem generate "Why is the sky blue?" --cloud localhost:7420 --threshold 0.9
 
     tandem generate "Why is the sky blue?" --cloud localhost:7420 --target-agreement 0.97
+
+    tandem generate "Why is the sky blue?" --cloud localhost:7420 --verified
+
+    tandem generate "Why is the sky blue?" --cloud localhost:7420 --mode auto --aim latency
 
     tandem generate "Name three rivers." --cloud localhost:7420 --mode cloud-only --json
 """
@@ -52,7 +59,14 @@ def generate(
     top_p: opt.TopP = 1.0,
     seed: opt.Seed = None,
     cloud: opt.Cloud = None,
-    context: opt.Context = ContextCodec.FP16,
+    context: opt.AutoContext = None,
+    schedule: opt.ScheduleOption = Schedule.OPTIMISTIC,
+    window: opt.Window = None,
+    burst: opt.Burst = 0,
+    verified: opt.Verified = False,
+    aim: opt.AimOption = Aim.LATENCY,
+    private: opt.Private = False,
+    cloud_token_price: opt.CloudTokenPrice = None,
     no_exits: opt.NoExits = False,
     system: Annotated[
         str | None, typer.Option("--system", help="System message, instead of the model's own.")
@@ -76,22 +90,45 @@ def generate(
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
     loaded = opt.load_bundle(bundle)
     chosen, sampling = opt.choose_mode(mode, cloud), opt.make_sampling(temperature, top_p, seed)
+    given = {
+        "--threshold": threshold is not None,
+        "--schedule blocking": schedule is Schedule.BLOCKING,
+        "--window": window is not None,
+        "--burst": burst > 0,
+        "--verified": verified,
+    }
+    auto = chosen is Mode.AUTO
     options = GenerationOptions(
         mode=chosen,
         threshold=opt.choose_threshold(
             loaded,
             threshold,
-            target_agreement,
+            None if auto else target_agreement,
             chosen,
             use_exits=not no_exits,
             greedy=temperature == 0,
         ),
         max_tokens=max_tokens,
         sampling=sampling,
-        context=context,
+        context=context or ContextCodec.FP16,
+        window=opt.choose_window(schedule, window),
+        burst=burst,
+        verified=verified,
+        wishes=opt.make_wishes(
+            chosen,
+            aim,
+            target_agreement,
+            private,
+            cloud_token_price,
+            context,
+            [option for option, was_given in given.items() if was_given],
+        ),
         use_exits=not no_exits,
     )
-    if target_agreement is not None:
+    if auto:
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("tandem.edge").setLevel(logging.INFO)
+    elif target_agreement is not None:
         print(
             f"threshold {options.threshold:g} for agreement {target_agreement:g}", file=sys.stderr
         )

@@ -82,3 +82,30 @@ class CloudEndpoint:
             certificate_chain=read_pem(self.certificate) if self.certificate else None,
         )
         return grpc.aio.secure_channel(self.address, credentials, options=options)
+
+
+class Channels:
+    """Hands out the one channel to an endpoint, and a new one for a channel that broke."""
+
+    def __init__(self, endpoint: CloudEndpoint) -> None:
+        self._endpoint = endpoint
+        self._channel: grpc.aio.Channel | None = None
+
+    def current(self) -> grpc.aio.Channel:
+        """The channel to use; it may not have connected yet."""
+        channel = self._channel
+        if channel is None:
+            channel = self._channel = self._endpoint.channel()
+        return channel
+
+    async def replace(self, broken: grpc.aio.Channel) -> None:
+        """Close ``broken``; whoever comes next gets another."""
+        if broken is self._channel:
+            self._channel = None
+        await broken.close()
+
+    async def close(self) -> None:
+        """Close the channel; :meth:`current` would make another."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()

@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, TypeAlias
 import grpc
 import grpc.aio
 
-from edge.cloud_channel import CloudEndpoint
+from edge.cloud_channel import Channels, CloudEndpoint
 from edge.question import Question
 from edge.timeline import Timeline
 from protos.tandem.v1 import collaboration_pb2 as pb
@@ -80,6 +80,25 @@ class ContextSource(Protocol):
         ...
 
 
+class Observer(Protocol):
+    """Is told how long things take; all times in seconds."""
+
+    def opened(self, seconds: float) -> None:
+        """From asking for the session, on a connection that was there, to hearing that it is
+        open."""
+        ...
+
+    def decided(self, seconds: float, cloud_seconds: float, *, in_burst: bool) -> None:
+        """From the question (in a burst: from the answer before) to its answer; ``cloud_seconds``
+        of it the cloud says that it took."""
+        ...
+
+    def uploaded(self, size: int, seconds: float) -> None:
+        """From the first of ``size`` bytes of context to the answer that they were needed for,
+        less what the cloud took."""
+        ...
+
+
 @dataclass
 class WireCounter:
     """Bytes of messages with an estimate of their gRPC and HTTP/2 framing; connection set-up and
@@ -90,7 +109,11 @@ class WireCounter:
 
 
 class CloudSession:
-    """An ``async with`` block around one generation's dealings with the cloud."""
+    """An ``async with`` block around one generation's dealings with the cloud.
+
+    ``channels`` outlive the session where they are given.  Leaving the block asks the cloud what
+    the session cost; without ``patient_close`` only where there is a connection to ask on.
+    """
 
     def __init__(
         self,
@@ -101,6 +124,9 @@ class CloudSession:
         *,
         clock: Clock = monotonic,
         timeline: Timeline | None = None,
+        observer: Observer | None = None,
+        channels: Channels | None = None,
+        patient_close: bool = True,
     ) -> None:
         self.wire = WireCounter()
         self.closed: Closed | None = None
@@ -109,6 +135,13 @@ class CloudSession:
         self._source = source
         self._clock = clock
         self._timeline = timeline
+        self._observer = observer
+        self._patient_close = patient_close
+        self._shared_channels = channels is not None
+        self._channels = channels or Channels(endpoint)
+        # when the context of the first question began to be sent, and how much there was of it
+        self._first_upload: tuple[float, int] | None = None
+        self._answered_before = False
         self._open = Open(
             PROTOCOL_VERSION,
             secrets.token_bytes(SESSION_ID_BYTES),
@@ -126,6 +159,7 @@ class CloudSession:
         self._questions: dict[int, Question] = {}  # in the order of their positions
         # a correction has arrived, and what is offered and asked is still from before it
         self._astray = False
+        self._connected = False
         self._closing = False
         self._ended = False
         self._wake = asyncio.Event()
@@ -134,7 +168,7 @@ class CloudSession:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._channel = self._endpoint.channel()
+        self._channels.current()  # certificates that do not load are told here
         self._task = asyncio.create_task(self._stay_connected(), name="cloud-session")
         return self
 
@@ -146,7 +180,7 @@ class CloudSession:
     ) -> None:
         assert self._task is not None
         try:
-            if kind is None and not self._task.done():
+            if kind is None and (self._connected or self._patient_close):
                 self._closing = True
                 self._wake.set()
                 await asyncio.wait([self._task], timeout=self._endpoint.answer_seconds)
@@ -156,7 +190,8 @@ class CloudSession:
             try:
                 await asyncio.wait([self._task])
             finally:
-                await self._channel.close()
+                if not self._shared_channels:
+                    await self._channels.close()
         fault = None if self._task.cancelled() else self._task.exception()
         if fault is not None and not isinstance(fault, TandemError):
             raise fault  # ours were told to whoever waited for a decision
@@ -260,16 +295,16 @@ class CloudSession:
         attempt = 0
         while not self._ended:  # a task group may report a child's error in place of a cancellation
             heard_before = self.wire.downloaded
+            channel = self._channels.current()
             try:
-                await self._serve_one_connection()
+                await self._serve_one_connection(channel)
             except CloudUnavailableError as error:
                 if self.wire.downloaded > heard_before:
                     silent_since, attempt = self._clock(), 0
                 self._check_patience(self._clock() - silent_since, error)
                 if isinstance(error, DeadlineExceededError):
                     # the transport below may be half open: another stream on it would be silent too
-                    await self._channel.close()
-                    self._channel = self._endpoint.channel()
+                    await self._channels.replace(channel)
             else:
                 return
             self.reconnects += 1
@@ -290,15 +325,20 @@ class CloudSession:
                 "and that both sides use TLS (--cloud-ca) or neither does"
             ) from error
 
-    async def _serve_one_connection(self) -> None:
+    async def _serve_one_connection(self, channel: grpc.aio.Channel) -> None:
         """Open, then send and receive until closed; raises a typed error where it breaks."""
         for question in self._questions.values():
             question.asked = False
-        stub = CollaborationStub(self._channel)  # type: ignore[no-untyped-call]
+        was_ready = channel.get_state() is grpc.ChannelConnectivity.READY
+        began = self._clock()
+        stub = CollaborationStub(channel)  # type: ignore[no-untyped-call]
         call = stub.Session(metadata=self._endpoint.metadata)
         self._call = call
         try:
             opened = await self._open_stream(call)
+            self._connected = True
+            if was_ready and self._observer is not None:
+                self._observer.opened(self._clock() - began)
             async with asyncio.TaskGroup() as group:
                 sender = group.create_task(self._send(call, opened), name="upload")
                 group.create_task(self._receive(call, sender), name="decisions")
@@ -306,7 +346,7 @@ class CloudSession:
             typed, rest = errors.split(TandemError)
             raise (typed or rest or errors).exceptions[0] from None
         finally:
-            self._call = None
+            self._call, self._connected = None, False
             call.cancel()
 
     async def _open_stream(self, call: _Call) -> Opened:
@@ -343,7 +383,7 @@ class CloudSession:
                     await self._write(call, Close())
                     return
                 elif (question := self._next_question()) is not None:
-                    question.asked, question.asked_at = True, self._clock()
+                    question.asked, question.heard_at = True, self._clock()
                     guess = None if question.answered else question.guess
                     rest = question.expected - 1
                     await self._write(call, Escalate(question.next_position, rest, guess))
@@ -354,7 +394,10 @@ class CloudSession:
                             f"the cloud holds {opened.max_positions} positions a session at most"
                         )
                     self._sent = stop
+                    began, before = self._clock(), self.wire.uploaded
                     await self._write(call, Context(start, self._source.payload(start, stop)))
+                    if self._first_upload is None:
+                        self._first_upload = began, self.wire.uploaded - before
                 else:
                     await self._wake.wait()
 
@@ -392,6 +435,8 @@ class CloudSession:
         question = next(waiting, None)
         if question is None:
             return
+        if self._observer is not None:
+            self._observe(self._observer, question, decision)
         question.answer(decision)
         if question.corrected and question.answered == 1:
             # the cloud ignores what follows, and until the edge knows, so does this side
@@ -405,6 +450,16 @@ class CloudSession:
             self._sent = max(self._sent, decision.position + 1)
         else:
             del self._questions[question.position]
+
+    def _observe(self, observer: Observer, question: Question, decision: Decision) -> None:
+        now, cloud_seconds = self._clock(), decision.cloud_microseconds / 1e6
+        in_burst = question.answered > 0
+        observer.decided(now - question.heard_at, cloud_seconds, in_burst=in_burst)
+        question.heard_at = now
+        if self._first_upload is not None and not self._answered_before:
+            began, size = self._first_upload
+            observer.uploaded(size, now - began - cloud_seconds)
+        self._answered_before = True
 
     async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> None:
         self._step += 1

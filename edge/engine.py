@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import logging
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from edge.cloud_channel import CloudEndpoint
+from edge.cloud_channel import Channels, CloudEndpoint
 from edge.context_source import ContextCodec, HiddenStateSource, TokenSource
+from edge.controller import NO_WISHES, Choice, Wishes, choose
 from edge.exit_model import ExitModel
 from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import (
@@ -22,7 +25,9 @@ from edge.generation import (
     Mode,
     cloud_only_tokens,
 )
+from edge.link_monitor import LinkMonitor
 from edge.plan import DEFAULT_WINDOW, Plan
+from edge.steering import SessionObserver, Steering
 from edge.timeline import Timeline
 from shared.chat import ChatTemplate, Message
 from shared.clock import Clock, monotonic
@@ -36,11 +41,14 @@ if TYPE_CHECKING:
 
 _MAX_TOKENS = 1 << 20
 
+_LOG = logging.getLogger("tandem.edge")
+
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to generate: see :class:`~edge.plan.Plan` for threshold to verified, and
-    :class:`~edge.generation.GenerationRequest` for the last two."""
+    """How to generate: see :class:`~edge.plan.Plan` for threshold to verified, which ``auto`` mode
+    chooses by its ``wishes``, and :class:`~edge.generation.GenerationRequest` for use_exits and
+    forced_ids."""
 
     mode: Mode
     threshold: float = DEFAULT_THRESHOLD
@@ -50,16 +58,18 @@ class GenerationOptions:
     window: int = DEFAULT_WINDOW
     burst: int = 0
     verified: bool = False
+    wishes: Wishes = NO_WISHES
     use_exits: bool = True
     forced_ids: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_tokens <= _MAX_TOKENS:
             raise ConfigurationError(f"max_tokens {self.max_tokens} is not at least 1")
-        if self.mode is not Mode.CLOUD_ONLY:
-            _ = self.plan  # refuses what does not hold together
+        _ = self.plan  # refuses what does not hold together
         if self.mode is Mode.STANDALONE and not self.use_exits:
             raise ConfigurationError("standalone mode without exits has nobody to decide")
+        if self.mode is Mode.AUTO and not self.use_exits:
+            raise ConfigurationError("auto mode goes on alone where it must, so it needs the exits")
 
     @property
     def plan(self) -> Plan:
@@ -70,6 +80,7 @@ class GenerationOptions:
 @dataclass(frozen=True)
 class GenerationResult:
     """What a generation gave and cost; seconds count from the call, model loading left out.
+    ``plan`` is the one at the end, where ``auto`` mode changed it.
 
     ``cloud_layer_positions`` is the cloud's own count of positions computed, summed over layers,
     and ``cloud_compute_seconds`` what its model took for them, waited for or not; ``None`` where
@@ -80,7 +91,7 @@ class GenerationResult:
     tokens: tuple[GeneratedToken, ...]
     prompt_tokens: int
     options: GenerationOptions
-    schedule: str | None
+    plan: Plan
     seconds: float
     first_token_seconds: float
     statistics: GenerationStatistics
@@ -91,14 +102,17 @@ class GenerationResult:
 
     def as_record(self) -> dict[str, object]:
         """The object that ``tandem generate --json`` prints."""
+        escalates = self.options.mode in (Mode.COLLABORATIVE, Mode.AUTO)
         return {
             "text": self.text,
             "token_ids": [token.token_id for token in self.tokens],
             "origins": [token.origin for token in self.tokens],
             "prompt_tokens": self.prompt_tokens,
             "mode": self.options.mode.value,
-            "schedule": self.schedule,
-            "threshold": self.options.threshold,
+            "plan": str(self.plan) if escalates else None,
+            "schedule": self.plan.schedule.value if escalates else None,
+            "threshold": self.plan.threshold,
+            "alone": sum(token.alone for token in self.tokens),
             "seconds": round(self.seconds, 6),
             "first_token_seconds": round(self.first_token_seconds, 6),
             "stall_seconds": round(self.statistics.stall_seconds, 6),
@@ -132,6 +146,21 @@ class EdgeEngine:
         self._threads = threads
         self._template = ChatTemplate(bundle.manifest.tokenizer.chat_template)
         self._model: ExitModel | None = None
+        self.monitor = LinkMonitor(clock)
+        self.last_plan: Plan | None = None  # of auto mode
+        self.channels: Channels | None = None
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Keep the connection to the cloud for all generations within the block: each answer then
+        begins a few round trips sooner.  Without, each makes a connection of its own."""
+        assert self.endpoint is not None
+        self.channels = Channels(self.endpoint)
+        try:
+            yield
+        finally:
+            channels, self.channels = self.channels, None
+            await channels.close()
 
     def load_model(self) -> ExitModel:
         """The model, loaded at the first call."""
@@ -221,6 +250,8 @@ class Generation:
             options.use_exits,
             options.forced_ids,
         )
+        self._plan = options.plan
+        self._steering: Steering | None = None
         self._statistics = GenerationStatistics(timeline=timeline)
         self._tokens: list[GeneratedToken] = []
         self._cloud: CloudSession | None = None
@@ -245,13 +276,12 @@ class Generation:
         """What :meth:`run` gave, once it has ended."""
         assert self._ended is not None, "run() comes first"
         cloud = self._cloud
-        collaborative = self._options.mode is Mode.COLLABORATIVE
         return GenerationResult(
             text=self._engine.decode([token.token_id for token in self._tokens]),
             tokens=tuple(self._tokens),
             prompt_tokens=len(self._request.prompt_ids),
             options=self._options,
-            schedule=self._options.plan.schedule.value if collaborative else None,
+            plan=self._plan if self._steering is None else self._steering.plan(),
             seconds=self._ended - self._started,
             first_token_seconds=self._first_token_at - self._started,
             statistics=self._statistics,
@@ -272,37 +302,81 @@ class Generation:
             )
         model = engine.load_model()
         state = model.open(len(request.prompt_ids) + request.max_tokens)
-        if options.mode is Mode.COLLABORATIVE:
+        if options.mode is Mode.AUTO:
+            self._plan = self._choose(options.wishes).plan
+        if options.mode is not Mode.STANDALONE:
+            codec = self._plan.codec
             source = (
                 TokenSource(token_ids)
-                if options.context is ContextCodec.TOKENS
-                else HiddenStateSource(state, model.architecture.hidden_size, options.context)
+                if codec is ContextCodec.TOKENS
+                else HiddenStateSource(state, model.architecture.hidden_size, codec)
             )
             self._cloud = await stack.enter_async_context(self._session(source))
+            if options.mode is Mode.AUTO:
+                self._steering = self._new_steering(self._cloud)
         return EdgeGeneration(
             model,
             state,
-            options.plan,
+            self._plan,
             engine.worker,
             token_ids,
             self._cloud,
             self._statistics,
+            steering=self._steering,
             clock=engine.clock,
         ).tokens(request)
+
+    def _choose(self, wishes: Wishes) -> Choice:
+        """The plan for what is known now."""
+        manifest = self._engine.bundle.manifest
+        arch = manifest.architecture
+        choice = choose(
+            self._engine.monitor.conditions(),
+            manifest.operating_points,
+            wishes,
+            arch.layers,
+            manifest.cut,
+            arch.hidden_size,
+            self._engine.last_plan,
+            prompt_tokens=len(self._request.prompt_ids),
+            answer_tokens=self._request.max_tokens,
+        )
+        if choice.plan != self._engine.last_plan:
+            _LOG.info("%s", choice.reason)
+        self._engine.last_plan = choice.plan
+        return choice
+
+    def _new_steering(self, cloud: CloudSession) -> Steering:
+        # within a session the codec stays what it is
+        wishes = replace(self._options.wishes, codec=self._plan.codec)
+        return Steering(
+            cloud,
+            self._engine.monitor,
+            lambda: self._choose(wishes),
+            self._plan,
+            self._engine.clock,
+        )
 
     def _session(self, source: HiddenStateSource | TokenSource) -> CloudSession:
         from edge.cloud_session import CloudSession  # noqa: PLC0415  (gRPC: 10 MB, unless alone)
 
-        engine = self._engine
-        assert engine.endpoint is not None
-        fingerprint = engine.bundle.manifest.fingerprint
+        engine, auto = self._engine, self._options.mode is Mode.AUTO
+        endpoint = engine.endpoint
+        assert endpoint is not None
+        if auto:  # it never stops trying: meanwhile the edge goes on alone
+            endpoint = replace(endpoint, give_up_seconds=math.inf, connect_seconds=math.inf)
+        manifest = engine.bundle.manifest
+        run = manifest.architecture.layers - manifest.cut * (source.kind is HiddenStateSource.kind)
         return CloudSession(
-            engine.endpoint,
-            fingerprint,
+            endpoint,
+            manifest.fingerprint,
             self._options.sampling,
             source,
             clock=engine.clock,
             timeline=self._statistics.timeline,
+            observer=SessionObserver(engine.monitor, run / manifest.architecture.layers),
+            channels=engine.channels,
+            patient_close=not auto,
         )
 
 

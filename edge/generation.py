@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the command line knows modes and options before it loads a 
     from edge.cloud_session import CloudSession
     from edge.exit_model import ExitModel, ModelState
     from edge.question import Question
+    from edge.steering import Steering
     from edge.timeline import Timeline
     from shared.messages import Decision
 
@@ -37,28 +38,31 @@ T = TypeVar("T")
 
 # tokens between two looks at the event loop, where uploads and a user's Ctrl-C wait
 PREFILL_CHUNK = 128
-# below this chance that every guess in flight is right, further drafts only fill the link
-LEAST_CHANCE = 0.1
 
 
 class Mode(Enum):
-    """Who decides: the edge alone, both, or the cloud alone."""
+    """Who decides: the edge alone, both, the cloud alone, or whoever serves the user's aim best."""
 
     STANDALONE = "standalone"
     COLLABORATIVE = "collaborative"
     CLOUD_ONLY = "cloud-only"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class GeneratedToken:
     """A token, its position, where it came from (``exit1``, ``exit2``, … or ``cloud``), the
-    natural log-probability there, and for an exit its calibrated confidence."""
+    natural log-probability there, and for an exit its calibrated confidence.
+
+    ``alone`` marks what the cloud would have been asked for, had it been there (``auto`` mode).
+    """
 
     token_id: int
     position: int
     origin: str
     logprob: float
     confidence: float | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,8 @@ class EdgeGeneration:
 
     Model work runs on ``worker``, one call at a time, so that uploads go on meanwhile.
     ``token_ids`` grows as the text does, drafts included; where token ids are the context, the
-    cloud session reads them from there.  ``state`` may lag behind it.
+    cloud session reads them from there.  ``state`` may lag behind it.  ``steering`` changes the
+    plan on the way, and lets the edge go on without the cloud (``auto`` mode).
     """
 
     def __init__(
@@ -152,11 +157,13 @@ class EdgeGeneration:
         cloud: CloudSession | None,
         statistics: GenerationStatistics,
         *,
+        steering: Steering | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self._model, self._state, self._plan = model, state, plan
         self._worker, self._cloud, self._clock = worker, cloud, clock
         self._text, self._statistics = token_ids, statistics
+        self._steering = steering
         self._drafts: deque[_Draft] = deque()
 
     async def tokens(self, request: GenerationRequest) -> AsyncGenerator[GeneratedToken, None]:
@@ -186,17 +193,26 @@ class EdgeGeneration:
         if newest is None or request.ends_with(newest):
             return True
         asked = [d.token.confidence or 0.0 for d in self._drafts if d.question and d.token]
-        return len(asked) > self._plan.window or math.prod(asked) < LEAST_CHANCE
+        return len(asked) > self._plan.window or math.prod(asked) < self._plan.least_chance
 
     async def _draft(self, request: GenerationRequest) -> None:
         """Take in the text so far and judge the next token at the exits; ask where need be."""
+        began = self._clock()
+        if self._steering is not None:
+            self._plan = self._steering.plan()
         await self._take_in()
         token, accepted = await self._judge(request)
         question = None
-        if self._cloud is None:
-            assert token is not None, "without exits there must be a cloud"
-        elif self._plan.verified or not accepted:
-            question = self._ask(request, token)
+        if self._plan.verified or not accepted:
+            if self._cloud is None:
+                assert token is not None, "without exits there must be a cloud"
+            elif self._steering is not None and self._steering.alone:
+                assert token is not None
+                token = replace(token, alone=True)
+            else:
+                question = self._ask(request, token)
+        if self._steering is not None:
+            self._steering.drafted(self._clock() - began)
         self._drafts.append(_Draft(token, question, accepted))
         if token is not None:
             self._text.append(request.continuation(token))
@@ -241,14 +257,18 @@ class EdgeGeneration:
         named = guess.token_id if guess is not None and (burst or self._plan.window) else None
         return self._cloud.ask(position, burst=burst, guess=named)
 
-    async def _settle(
-        self, request: GenerationRequest, draft: _Draft, question: Question
-    ) -> None:
+    async def _settle(self, request: GenerationRequest, draft: _Draft, question: Question) -> None:
         """Take the answer to the oldest question: its draft is certain, or gives way to the
         cloud's token, and all drafts behind it with it."""
         decision = await self._wait_for(question)
+        if decision is None:
+            self._go_alone(question)
+            return
         token = GeneratedToken(decision.token_id, decision.position, "cloud", decision.logprob)
         guess = draft.token
+        if self._steering is not None and guess is not None:
+            agreed = guess.token_id == token.token_id
+            self._steering.settled(unsure=not draft.accepted, agreed=agreed)
         if guess is not None and (request.forced_ids or guess.token_id == token.token_id):
             agreed = draft.accepted and guess.token_id == token.token_id
             self._drafts[0] = _Draft(guess if agreed else token)
@@ -268,12 +288,24 @@ class EdgeGeneration:
         elif question.guess is not None:
             self._cloud.truncate(token.position)
 
-    async def _wait_for(self, question: Question) -> Decision:
+    async def _wait_for(self, question: Question) -> Decision | None:
+        """The next answer; ``None`` where the edge may go on alone and the cloud is silent."""
         assert self._cloud is not None
         since = self._clock()
-        decision = await self._cloud.answer(question)
-        self._statistics.waited(since, self._clock(), decision)
+        source = self._cloud if self._steering is None else self._steering
+        decision = await source.answer(question)
+        if decision is None:
+            self._statistics.stall_seconds += self._clock() - since
+        else:
+            self._statistics.waited(since, self._clock(), decision)
         return decision
+
+    def _go_alone(self, question: Question) -> None:
+        """What was drafted stands, marked so; the cloud will hear of it when it is back."""
+        assert self._cloud is not None
+        guessed = (draft.token for draft in self._drafts if draft.token is not None)
+        self._drafts = deque(_Draft(replace(token, alone=True)) for token in guessed)
+        self._cloud.truncate(question.next_position)
 
     async def _run(self, work: Callable[[], T]) -> T:
         began = self._clock()

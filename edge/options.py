@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,8 +11,10 @@ import typer
 
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
+from edge.controller import NO_WISHES, Aim, Wishes
 from edge.exit_policy import DEFAULT_THRESHOLD, threshold_for
 from edge.generation import Mode
+from edge.plan import DEFAULT_WINDOW, MAX_WINDOW, Schedule
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle, default_bundle_folder
 from shared.sampling import MAX_SEED, Sampling
@@ -88,8 +91,65 @@ Context = Annotated[
         "the words).",
     ),
 ]
+AutoContext = Annotated[
+    ContextCodec | None,
+    typer.Option(
+        "--context",
+        help="How context travels: hidden states in that format, or token ids (the cloud sees "
+        "the words). (default: fp16; auto mode chooses)",
+        show_default=False,
+    ),
+]
+AimOption = Annotated[
+    Aim, typer.Option("--aim", help="What auto mode is after: time, the cloud's work, or the text.")
+]
+Private = Annotated[
+    bool,
+    typer.Option("--private", help="Auto mode: hidden states only, never token ids to the cloud."),
+]
+CloudTokenPrice = Annotated[
+    float | None,
+    typer.Option(
+        "--cloud-token-price",
+        min=0.0,
+        metavar="SECONDS",
+        help="Auto mode: seconds of waiting that one token of the cloud's is worth.",
+    ),
+]
 NoExits = Annotated[
     bool, typer.Option("--no-exits", help="Ask the cloud for every token (collaborative mode).")
+]
+ScheduleOption = Annotated[
+    Schedule,
+    typer.Option(
+        "--schedule",
+        help="How the edge waits for the cloud: blocking at each question (the paper), or drafting "
+        "on meanwhile; the text is the same.",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        min=1,
+        max=MAX_WINDOW,
+        help=f"Unanswered questions that the edge drafts past. (default: {DEFAULT_WINDOW})",
+        show_default=False,
+    ),
+]
+Burst = Annotated[
+    int,
+    typer.Option(
+        "--burst",
+        min=0,
+        help="Tokens that the cloud adds after each correction (needs --context tokens).",
+    ),
+]
+Verified = Annotated[
+    bool,
+    typer.Option(
+        "--verified", help="Let the cloud check every word: the text is the full model's."
+    ),
 ]
 Temperature = Annotated[
     float, typer.Option("--temperature", min=0.0, max=100.0, help="0 takes the best token.")
@@ -141,6 +201,34 @@ def choose_threshold(
             "--temperature, or name a --threshold"
         )
     return threshold_for(bundle.manifest.operating_points, target_agreement)
+
+
+def choose_window(schedule: Schedule, window: int | None) -> int:
+    """``--window`` as the schedule has it: 0 for blocking."""
+    if schedule is Schedule.OPTIMISTIC:
+        return DEFAULT_WINDOW if window is None else window
+    if window is not None:
+        raise ConfigurationError("--window is for --schedule optimistic: blocking waits at once")
+    return 0
+
+
+def make_wishes(
+    mode: Mode,
+    aim: Aim,
+    target_agreement: float | None,
+    private: bool,
+    price: float | None,
+    context: ContextCodec | None,
+    fixed: Sequence[str],
+) -> Wishes:
+    """What ``auto`` mode is to aim at; it chooses for itself what ``fixed`` names."""
+    if mode is not Mode.AUTO:
+        if aim is not Aim.LATENCY or private or price is not None:
+            raise ConfigurationError("--aim, --private and --cloud-token-price are for --mode auto")
+        return NO_WISHES
+    if fixed:
+        raise ConfigurationError(f"auto mode chooses for itself: drop {', '.join(fixed)}")
+    return Wishes(aim, target_agreement, price, private, context)
 
 
 def make_endpoint(

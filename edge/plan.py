@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from edge.context_source import ContextCodec
@@ -34,6 +34,8 @@ class Plan:
         codec: how context travels.
         verified: every accepted token is checked by the cloud as well, so that the text is the
             full model's.
+        least_chance: below this probability that every guess in flight is right the edge waits,
+            since what it drafts would most likely be for nothing and only fill the link.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -41,6 +43,7 @@ class Plan:
     burst: int = 0
     codec: ContextCodec = ContextCodec.FP16
     verified: bool = False
+    least_chance: float = 0.1
 
     def __post_init__(self) -> None:
         ExitPolicy(self.threshold)
@@ -59,6 +62,12 @@ class Plan:
         """What the window amounts to."""
         return Schedule.OPTIMISTIC if self.window else Schedule.BLOCKING
 
-    def blocking(self) -> Plan:
-        """The same text, waited for at each question."""
-        return replace(self, window=0)
+    @property
+    def kind(self) -> str:
+        """``blocking``, ``optimistic``, ``verified``, ``burst`` or ``verified burst``."""
+        words = ["verified"] * self.verified + ["burst"] * bool(self.burst)
+        return " ".join(words) or self.schedule.value
+
+    def __str__(self) -> str:
+        window = f" window {self.window}" if self.window else ""
+        return f"{self.kind}@{self.threshold:g}{window}, {self.codec.value}"

@@ -23,7 +23,7 @@ class Question:
     answered: int = 0
     corrected: bool = False
     asked: bool = False  # on the connection at hand
-    asked_at: float = 0.0
+    heard_at: float = 0.0  # when it was asked, or answered last
 
     @property
     def next_position(self) -> int:

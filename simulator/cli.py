@@ -19,6 +19,7 @@ from edge import options as opt
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
 from edge.generation import Mode
+from edge.plan import Schedule
 from shared.errors import ConfigurationError
 from simulator import link_cli
 from simulator.bench import cli as bench_cli
@@ -103,6 +104,10 @@ def evaluate(
     target_agreement: opt.TargetAgreement = None,
     mode: Annotated[Mode, typer.Option("--mode", help="Who decides.")] = Mode.COLLABORATIVE,
     context: opt.Context = ContextCodec.FP16,
+    schedule: opt.ScheduleOption = Schedule.OPTIMISTIC,
+    window: opt.Window = None,
+    burst: opt.Burst = 0,
+    verified: opt.Verified = False,
     no_exits: opt.NoExits = False,
     cloud: opt.Cloud = None,
     token: opt.Token = None,
@@ -129,6 +134,9 @@ def evaluate(
         ),
         max_tokens=max_tokens,
         context=context,
+        window=opt.choose_window(schedule, window),
+        burst=burst,
+        verified=verified,
         use_exits=not no_exits,
     )
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)

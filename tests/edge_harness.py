@@ -70,6 +70,7 @@ class BreakableLink:
         self._target = target
         self._delay, self._cuts = delay, frozenset(cuts)
         self._pieces = 0
+        self._blocked = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._silent = asyncio.Event()
         self._relays: set[asyncio.Task[None]] = set()
@@ -94,6 +95,15 @@ class BreakableLink:
             writer.transport.abort()
         self._writers.clear()
 
+    def block(self) -> None:
+        """From here on connections are made and nothing passes, as if a cable were pulled."""
+        self._blocked = True
+        self.fall_silent()
+
+    def unblock(self) -> None:
+        """The cable is back: new connections work."""
+        self._blocked = False
+
     def fall_silent(self) -> None:
         """Keep the connections there are open, but forward nothing on them from here on."""
         self._silent.set()
@@ -109,6 +119,9 @@ class BreakableLink:
             return
         self._writers |= {writer, there_writer}
         silent = self._silent
+        if self._blocked:
+            silent = asyncio.Event()
+            silent.set()
         for source, sink in ((reader, there_writer), (there_reader, writer)):
             task = asyncio.create_task(self._forward(source, sink, silent))
             self._relays.add(task)

@@ -64,8 +64,26 @@ register(
         name="blocking",
         summary="CE-CoLLM: the edge asks the cloud below the threshold and waits for the answer",
         kind=Kind.OURS,
+        open=engine_contender(Mode.COLLABORATIVE, window=0),
+        argument="threshold",
+    )
+)
+register(
+    Family(
+        name="optimistic",
+        summary="the same text as blocking: the edge drafts on while the answer travels, and goes "
+        "back where the cloud disagrees",
+        kind=Kind.OURS,
         open=engine_contender(Mode.COLLABORATIVE),
         argument="threshold",
+    )
+)
+register(
+    Family(
+        name="verified",
+        summary="optimistic, and every accepted token is checked too: the full model's own text",
+        kind=Kind.OURS,
+        open=engine_contender(Mode.COLLABORATIVE, verified=True),
     )
 )
 register(

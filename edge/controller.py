@@ -1,0 +1,472 @@
+"""Picks how the next answer is made: a pure function of what was measured and what is wished.
+
+Predicted seconds per token of a plan, from
+
+===========  =====================================================================================
+``e``        the edge's own time for a token
+``R``, ``c`` round trip; the cloud's time for a question, by the share of layers that it runs
+``g``        the cloud's time for a token that it decodes by itself
+``u``        time to upload a token's context; ``s = max(e, u)`` is the pace of drafting
+``q``        share of tokens asked for (1 where ``verified``)
+``r``        share of tokens asked for and guessed wrong
+``W``, ``N`` window, length of an answer
+===========  =====================================================================================
+
+are::
+
+    blocking     s + q (R + c)
+    optimistic   s + r (R + c + e/2) + stall        e/2: the token under way at a rollback
+    stall        r z/(1-z) max(0, R + c - W s/q)    z = (1 - r/q)^W: a run that fills the window
+    verified     as optimistic with q = 1 and r the share of all tokens that are guessed wrong
+    burst        (T (s + stall) + P (R + c + e/2) + (N - T) g) / N
+                 P = 1 - (1-r)^N: an answer is corrected; T = P/r: tokens up to there
+
+and for a prompt of ``p`` tokens ``p u / N`` on top.  A burst of k tokens after each correction
+takes (L s + R + c + k g) / (L + k + 1), L = 1/r - 1, which is monotone in k: only none and
+unlimited can be best.  ``docs/controller.md`` explains the terms and what each aim does with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from edge.context_source import ContextCodec
+from edge.exit_policy import DEFAULT_THRESHOLD, threshold_for
+from edge.link_monitor import Conditions
+from edge.plan import BURST_UNLIMITED, Plan
+from shared.errors import ConfigurationError
+from shared.model_bundle import OperatingPoint
+
+MOST_WINDOW = 16  # more is hardly ever of use
+LEAST_GAIN = 0.10  # of the previous plan's score, before it is given up
+TIE = 0.02  # within which the better agreement counts for more
+COST_PRICE = 1.0  # seconds of waiting for a cloud token, where the aim is cost and none is named
+ANSWER_TOKENS = 100  # of an answer whose length nobody told
+
+_GUESS_PRIOR, _GUESS_PRIOR_COUNT = 0.5, 8
+_UNKNOWN_BYTES_PER_SECOND = 125_000.0  # a thin link, until one has been measured
+_MOST_COST_WINDOW = 2
+_FRAMING_BYTES = 30
+_TOKEN_ID_BYTES = 12
+_BYTES_PER_ELEMENT = {
+    ContextCodec.FLOAT32: 4.0,
+    ContextCodec.FP16: 2.0,
+    ContextCodec.INT8: 1.06,
+    ContextCodec.INT4: 0.56,
+}
+_HIDDEN_CODECS = (ContextCodec.FP16, ContextCodec.INT8, ContextCodec.INT4)
+_FROM_LOSSY_TO_EXACT = [*reversed(_BYTES_PER_ELEMENT), ContextCodec.TOKENS]
+# of a bundle that was never measured; the threshold is the only one that it can be run at
+_ASSUMED_POINT = OperatingPoint(threshold=DEFAULT_THRESHOLD, agreement=0.95, escalation_rate=0.5)
+
+
+class Aim(Enum):
+    """What the user wants most."""
+
+    LATENCY = "latency"
+    COST = "cost"
+    QUALITY = "quality"
+
+
+_DEFAULT_TARGET = {Aim.LATENCY: 0.90, Aim.COST: 0.95, Aim.QUALITY: 0.95}
+_UNMEASURED_WINDOW = {Aim.LATENCY: 4, Aim.COST: 1, Aim.QUALITY: 8}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks for.
+
+    Attributes:
+        target_agreement: share of tokens that shall equal the full model's; 0.9 for latency and
+            0.95 for cost where none is named.  ``verified`` plans keep any.
+        cloud_token_price: seconds of waiting that one token decided by the cloud through all its
+            layers is worth (one decided from hidden states: the share of layers run).  The plan
+            then has the least ``seconds + price * cloud tokens`` per token.
+        private: no token ids to the cloud, so hidden states only and no burst.
+        codec: the only one to be used.
+    """
+
+    aim: Aim = Aim.LATENCY
+    target_agreement: float | None = None
+    cloud_token_price: float | None = None
+    private: bool = False
+    codec: ContextCodec | None = None
+
+    def __post_init__(self) -> None:
+        if self.private and self.codec is ContextCodec.TOKENS:
+            raise ConfigurationError(
+                "token ids show the cloud the words, which privacy forbids: choose another "
+                "--context, or none"
+            )
+        if self.target_agreement is not None and not 0.0 <= self.target_agreement <= 1.0:
+            raise ConfigurationError(
+                f"target agreement {self.target_agreement} is not within [0, 1]"
+            )
+        price = self.cloud_token_price
+        if price is not None and not 0.0 <= price < math.inf:
+            raise ConfigurationError(f"a cloud token's price of {price} s is not 0 or more")
+        if price is not None and self.aim is Aim.QUALITY:
+            raise ConfigurationError(
+                "the aim quality asks the cloud for every token at any price: drop the price, or "
+                "aim at latency or cost"
+            )
+
+
+NO_WISHES = Wishes()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan, a line for the log, and predicted seconds per token (``None``: too little is
+    measured yet)."""
+
+    plan: Plan
+    reason: str
+    seconds_per_token: float | None
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """The formulas of this module.  ``reference`` is where ``guess_agreement`` was measured."""
+
+    rtt: float
+    edge: float
+    cloud_pass: float
+    cloud_token: float
+    bytes_per_second: float
+    guess_agreement: float
+    reference: OperatingPoint
+    points: Sequence[OperatingPoint]
+    hidden_layer_share: float
+    hidden_size: int
+    prompt_tokens: int
+    answer_tokens: int
+
+    def seconds(self, plan: Plan) -> float:
+        """Predicted seconds per token of an answer."""
+        asked, wrong = self._asked(plan), self._wrong(plan)
+        wait, pace = self._wait(plan), self._pace(plan)
+        prompt = self.prompt_tokens * self._upload(plan.codec) / self.answer_tokens
+        if plan.window:
+            step = pace + self._stall(asked, wrong, wait, pace, plan.window)
+            correction = wait + self.edge / 2
+        else:
+            step, correction = pace + (asked - wrong) * wait, wait
+        if not plan.burst:
+            return prompt + step + wrong * correction
+        drafted, corrected = self._until_correction(wrong)
+        alone = self.answer_tokens - drafted
+        total = drafted * step + corrected * correction + alone * self.cloud_token
+        return prompt + total / self.answer_tokens
+
+    def cloud_tokens(self, plan: Plan) -> float:
+        """Tokens that the cloud decides, in vain or not, per token of an answer; one decided from
+        hidden states counts as the share of layers that the cloud runs."""
+        asked, wrong = self._asked(plan), self._wrong(plan)
+        behind = self._wait(plan) * asked / self._pace(plan)  # asked while a wrong one is out
+        in_vain = min(max(0, plan.window - 1), behind)
+        if not plan.burst:
+            return self._layer_share(plan.codec) * (asked + wrong * in_vain)
+        drafted, corrected = self._until_correction(wrong)
+        decided = drafted * asked + corrected * in_vain + self.answer_tokens - drafted
+        return self._layer_share(plan.codec) * decided / self.answer_tokens
+
+    def agreement(self, plan: Plan) -> float:
+        """Expected share of tokens that equal the full model's (a lossy codec left out)."""
+        if plan.verified:
+            return 1.0
+        accepted_wrong = 1.0 - self._point(plan).agreement
+        if plan.burst:
+            drafted, _ = self._until_correction(self._wrong(plan))
+            accepted_wrong *= drafted / self.answer_tokens
+        return 1.0 - accepted_wrong
+
+    def window(self, plan: Plan) -> int:
+        """Questions that are asked while one is out: more would not be used."""
+        behind = self._wait(plan) * self._asked(plan) / self._pace(plan)
+        return max(1, min(MOST_WINDOW, math.ceil(behind)))
+
+    def _point(self, plan: Plan) -> OperatingPoint:
+        return _nearest(self.points, plan.threshold)
+
+    def _asked(self, plan: Plan) -> float:
+        return 1.0 if plan.verified else self._point(plan).escalation_rate
+
+    def _wrong(self, plan: Plan) -> float:
+        """``r``: by what accepting more or less than at the reference adds to the agreement, held
+        against what the reference's share of right guesses would give: guesses are better where
+        more tokens count as unsure."""
+        point, there = self._point(plan), self.reference
+        by_share = point.escalation_rate * (1.0 - self.guess_agreement)
+        at_reference = there.escalation_rate * (1.0 - self.guess_agreement)
+        by_agreement = at_reference + point.agreement - there.agreement
+        pick = max if point.threshold < there.threshold else min
+        unsure_wrong = min(point.escalation_rate, max(0.0, pick(by_share, by_agreement)))
+        return min(1.0, unsure_wrong + (1.0 - point.agreement) * plan.verified)
+
+    def _wait(self, plan: Plan) -> float:
+        return self.rtt + self.cloud_pass * self._layer_share(plan.codec)
+
+    def _pace(self, plan: Plan) -> float:
+        return max(self.edge, self._upload(plan.codec), 1e-6)
+
+    def _layer_share(self, codec: ContextCodec) -> float:
+        return 1.0 if codec is ContextCodec.TOKENS else self.hidden_layer_share
+
+    def _upload(self, codec: ContextCodec) -> float:
+        if codec is ContextCodec.TOKENS:
+            size = float(_TOKEN_ID_BYTES)
+        else:
+            size = _BYTES_PER_ELEMENT[codec] * self.hidden_size
+        return (size + _FRAMING_BYTES) / self.bytes_per_second
+
+    def _until_correction(self, wrong: float) -> tuple[float, float]:
+        """Tokens drafted up to and with the first correction, and the chance that there is one."""
+        if wrong <= 0.0:
+            return float(self.answer_tokens), 0.0
+        if wrong >= 1.0:
+            return 1.0, 1.0
+        corrected = -math.expm1(self.answer_tokens * math.log1p(-wrong))
+        return corrected / wrong, corrected
+
+    @staticmethod
+    def _stall(asked: float, wrong: float, wait: float, pace: float, window: int) -> float:
+        """Per token, waiting for an answer that is right because the window is full."""
+        if asked <= 0.0 or wrong >= asked:
+            return 0.0
+        each = max(0.0, wait - window * pace / asked)
+        if wrong <= 0.0:
+            return asked / window * each
+        filled = window * math.log1p(-wrong / asked)  # log z
+        return wrong * math.exp(filled) / -math.expm1(filled) * each
+
+
+def choose(
+    conditions: Conditions,
+    points: Sequence[OperatingPoint],
+    wishes: Wishes,
+    layers: int,
+    cut: int,
+    hidden_size: int,
+    previous: Plan | None = None,
+    *,
+    prompt_tokens: int = 0,
+    answer_tokens: int = ANSWER_TOKENS,
+) -> Choice:
+    """The plan for the next answer.
+
+    ``previous`` (the plan under which ``conditions`` were measured) is kept while it is allowed
+    and nothing gains more than ``LEAST_GAIN`` of its score over it.
+
+    Args:
+        points: the bundle's operating points, by rising threshold.
+        prompt_tokens: how many the cloud lacks; uploading them counts.
+        answer_tokens: expected length of the answer.
+
+    Raises:
+        ConfigurationError: a target agreement, but no operating points to find it in.
+    """
+    assert 0 < cut < layers
+    assert answer_tokens >= 1
+    shapes = _allowed_shapes(points, wishes)
+    kept = previous if previous and _is_allowed(previous, shapes, wishes) else None
+    model = _cost_model(
+        conditions, points, layers, cut, hidden_size, previous, prompt_tokens, answer_tokens
+    )
+    if model is None:
+        plan = kept or _unmeasured_plan(shapes, wishes)
+        why = "too little measured" + (", kept as it is" if kept else "")
+        return Choice(plan, f"{_measured(conditions)}: {plan} ({why})", None)
+    plans = [
+        replace(shape, window=window)
+        for shape in shapes
+        for window in _windows(model, shape, wishes)
+    ]
+    scores = _scores(model, [*plans, *([kept] if kept else [])], _price(wishes))
+    best = _best(model, plans, scores)
+    plan = best
+    if kept is not None and scores[best] >= scores[kept] * (1.0 - LEAST_GAIN):
+        plan = kept
+    why = _compared(model, plan, best, scores, _price(wishes))
+    return Choice(plan, f"{_measured(conditions)}: {plan} ({why})", model.seconds(plan))
+
+
+def _allowed_shapes(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Plan]:
+    """Every plan that the wishes allow, windows left open (0)."""
+    thresholds, verifiable = _thresholds(points, wishes)
+    cheap = wishes.aim is Aim.COST and wishes.cloud_token_price is None
+    if wishes.codec is not None:
+        codecs: tuple[ContextCodec, ...] = (wishes.codec,)
+    elif wishes.aim is Aim.QUALITY:
+        codecs = (ContextCodec.FP16,) if wishes.private else (ContextCodec.TOKENS,)
+    elif wishes.private or cheap:
+        codecs = _HIDDEN_CODECS
+    else:
+        codecs = (ContextCodec.TOKENS, *_HIDDEN_CODECS)
+    if wishes.aim is Aim.QUALITY:
+        return [Plan(verifiable, 0, 0, codecs[0], verified=True)]
+    accepting = [(threshold, False) for threshold in thresholds]
+    verifying = [(verifiable, True)]
+    kinds = (accepting[:1] or verifying) if cheap else accepting + verifying
+    return [
+        Plan(threshold, 0, burst, codec, verified)
+        for threshold, verified in kinds
+        for codec in codecs
+        # the cloud can only go on by itself from token ids
+        for burst in ((0, BURST_UNLIMITED) if codec is ContextCodec.TOKENS and not cheap else (0,))
+    ]
+
+
+def _thresholds(points: Sequence[OperatingPoint], wishes: Wishes) -> tuple[list[float], float]:
+    """Thresholds that keep the target, rising (there may be none), and the one to verify at."""
+    if not points and wishes.target_agreement is None:
+        return [DEFAULT_THRESHOLD], DEFAULT_THRESHOLD
+    if not points and wishes.aim is Aim.QUALITY:
+        return [], DEFAULT_THRESHOLD
+    target = wishes.target_agreement
+    if target is None:
+        target = _DEFAULT_TARGET[wishes.aim]
+    if points and points[-1].agreement < target:
+        return [], points[-1].threshold
+    lowest = threshold_for(points, target)
+    return [point.threshold for point in points if point.threshold >= lowest], lowest
+
+
+def _is_allowed(plan: Plan, shapes: Sequence[Plan], wishes: Wishes) -> bool:
+    least, most = 1, MOST_WINDOW
+    if wishes.cloud_token_price is not None:
+        least = 0
+    elif wishes.aim is Aim.COST:
+        least, most = 0, _MOST_COST_WINDOW
+    return least <= plan.window <= most and replace(plan, window=0) in shapes
+
+
+def _unmeasured_plan(shapes: Sequence[Plan], wishes: Wishes) -> Plan:
+    """Token ids where they are allowed, else the codec for a thin link that costs little."""
+    preferred = [ContextCodec.TOKENS, ContextCodec.INT8, *ContextCodec]
+    shape = min(
+        (shape for shape in shapes if not shape.burst),
+        key=lambda shape: (
+            shape.verified,
+            (wishes.aim is Aim.COST) and shape.codec is ContextCodec.TOKENS,
+            preferred.index(shape.codec),
+            shape.threshold,
+        ),
+    )
+    return replace(shape, window=_UNMEASURED_WINDOW[wishes.aim])
+
+
+def _windows(model: CostModel, shape: Plan, wishes: Wishes) -> Iterable[int]:
+    used = model.window(shape)
+    if wishes.aim is Aim.QUALITY:
+        return (min(MOST_WINDOW, max(_UNMEASURED_WINDOW[Aim.QUALITY], 2 * used)),)
+    if wishes.cloud_token_price is not None:
+        return sorted({0, *range(1, _MOST_COST_WINDOW + 1), used})
+    return range(_MOST_COST_WINDOW + 1) if wishes.aim is Aim.COST else (used,)
+
+
+def _price(wishes: Wishes) -> float:
+    if wishes.cloud_token_price is not None:
+        return wishes.cloud_token_price
+    return COST_PRICE if wishes.aim is Aim.COST else 0.0
+
+
+def _scores(model: CostModel, plans: Sequence[Plan], price: float) -> dict[Plan, float]:
+    """Seconds per token, and the price of what the cloud does beyond the least of ``plans``."""
+    work = {plan: model.cloud_tokens(plan) for plan in plans}
+    least = min(work.values())
+    return {plan: model.seconds(plan) + price * (work[plan] - least) for plan in plans}
+
+
+def _best(model: CostModel, plans: Sequence[Plan], scores: dict[Plan, float]) -> Plan:
+    """The least score; among ties what agrees best, then what travels most exactly."""
+    limit = min(scores[plan] for plan in plans) * (1.0 + TIE)
+    return max(
+        (plan for plan in plans if scores[plan] <= limit),
+        key=lambda plan: (
+            model.agreement(plan),
+            _FROM_LOSSY_TO_EXACT.index(plan.codec),
+            -scores[plan],
+        ),
+    )
+
+
+def _cost_model(
+    conditions: Conditions,
+    points: Sequence[OperatingPoint],
+    layers: int,
+    cut: int,
+    hidden_size: int,
+    previous: Plan | None,
+    prompt_tokens: int,
+    answer_tokens: int,
+) -> CostModel | None:
+    """``None`` while round trip, edge or cloud are unknown; the rest has stand-ins."""
+    rtt, edge = conditions.rtt_seconds, conditions.edge_token_seconds
+    cloud_pass, cloud_token = conditions.cloud_pass_seconds, conditions.cloud_token_seconds
+    if rtt is None or edge is None or cloud_pass is None:
+        return None
+    count, prior = conditions.guess_count, _GUESS_PRIOR_COUNT
+    measured = conditions.guess_agreement
+    guess = _GUESS_PRIOR
+    if measured is not None:
+        guess = (measured * count + _GUESS_PRIOR * prior) / (count + prior)
+    table = points or (_ASSUMED_POINT,)
+    return CostModel(
+        rtt=rtt,
+        edge=edge,
+        cloud_pass=cloud_pass,
+        cloud_token=cloud_pass if cloud_token is None else cloud_token,
+        bytes_per_second=conditions.up_bytes_per_second or _UNKNOWN_BYTES_PER_SECOND,
+        guess_agreement=guess,
+        reference=_nearest(table, previous.threshold if previous else DEFAULT_THRESHOLD),
+        points=table,
+        hidden_layer_share=(layers - cut) / layers,
+        hidden_size=hidden_size,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+    )
+
+
+def _nearest(points: Sequence[OperatingPoint], threshold: float) -> OperatingPoint:
+    return min(points, key=lambda point: abs(point.threshold - threshold))
+
+
+def _compared(
+    model: CostModel, plan: Plan, best: Plan, scores: dict[Plan, float], price: float
+) -> str:
+    def figures(plan: Plan) -> str:
+        work = f" and {model.cloud_tokens(plan):.2f} cloud tokens" if price else ""
+        return _ms(model.seconds(plan)) + work
+
+    words = [f"{figures(plan)} a token"]
+    if plan != best:
+        gain = 1.0 - scores[best] / scores[plan]
+        words.append(f"kept: {best} would gain {max(0.0, gain):.0%}")
+    others = [other for other in scores if other.kind not in {plan.kind, best.kind}]
+    if others:
+        other = min(others, key=scores.__getitem__)
+        words.append(f"next best {other.kind} {figures(other)}")
+    return "; ".join(words)
+
+
+def _measured(conditions: Conditions) -> str:
+    words = [
+        f"rtt {_ms(conditions.rtt_seconds)}",
+        f"cloud {_ms(conditions.cloud_pass_seconds)}",
+        f"edge {_ms(conditions.edge_token_seconds)}",
+    ]
+    if (rate := conditions.up_bytes_per_second) is not None:
+        words.insert(1, f"up {rate * 8e-6:.3g} Mbit/s")
+    if conditions.guess_agreement is not None:
+        words.append(f"guesses right {conditions.guess_agreement:.0%}")
+    return ", ".join(words)
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.2g} ms"

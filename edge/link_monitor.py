@@ -1,0 +1,141 @@
+"""What the edge has measured of the link, the cloud and itself, kept across answers."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
+from shared.clock import Clock
+
+SAMPLES = 9  # the median of so many rides out four that went astray
+LINK_MEMORY_SECONDS = 60.0  # a link measured longer ago may be another one
+MIN_UPLOAD_BYTES = 4096  # below, an upload's time says nothing of the rate
+GUESS_MEMORY = 64  # questions over which an old answer's weight falls to 1/e
+_MIN_UPLOAD_SECONDS = 1e-3  # what is left of an upload without its round trip is noise below this
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Recent estimates; ``None`` where nothing is known.
+
+    Attributes:
+        rtt_seconds: from a question to its answer, less what the cloud took.
+        up_bytes_per_second: rate of uploads.
+        edge_token_seconds: the edge's own time for a token, exits included.
+        cloud_pass_seconds: the cloud's time to decide a question, were it to run all layers.
+        cloud_token_seconds: the cloud's time for each token that it decodes by itself.
+        guess_agreement: share of unsure tokens that the deepest exit guessed right.
+        guess_count: questions that ``guess_agreement`` rests on.
+    """
+
+    rtt_seconds: float | None = None
+    up_bytes_per_second: float | None = None
+    edge_token_seconds: float | None = None
+    cloud_pass_seconds: float | None = None
+    cloud_token_seconds: float | None = None
+    guess_agreement: float | None = None
+    guess_count: int = 0
+
+
+class LinkMonitor:
+    """Fed by whoever sees an event; seconds are those of the events, ``clock`` dates them.
+
+    Samples of the link are forgotten after a minute and when the link is lost; what the cloud and
+    the edge were last seen to take stays.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._round_trips = _Samples(LINK_MEMORY_SECONDS)
+        self._upload_rates = _Samples(LINK_MEMORY_SECONDS)
+        self._cloud_passes, self._cloud_tokens = _Samples(), _Samples()
+        self._edge_tokens = _Samples()
+        self._guess_agreement = 0.0
+        self._guess_count = 0
+        self._alive = True
+
+    @property
+    def alive(self) -> bool:
+        """Whether the link is not known to be lost."""
+        return self._alive
+
+    def round_trip(self, seconds: float) -> None:
+        """An answer's time less what the cloud says that it took for it."""
+        self._round_trips.add(self._clock(), max(0.0, seconds))
+
+    def upload(self, size_bytes: int, seconds: float) -> None:
+        """Bytes and their time from send to acknowledgement, the round trip already taken out.
+
+        Less than ``MIN_UPLOAD_BYTES`` is left aside.  A time too short to be told from nothing
+        counts as a millisecond, so that a fast link is under- and not overestimated.
+        """
+        if size_bytes >= MIN_UPLOAD_BYTES:
+            rate = size_bytes / max(_MIN_UPLOAD_SECONDS, seconds)
+            self._upload_rates.add(self._clock(), rate)
+
+    def cloud_pass(self, seconds: float, layer_share: float = 1.0) -> None:
+        """The cloud's time to decide a question through ``layer_share`` of the model's layers: 1
+        for token ids, ``(layers - cut) / layers`` for hidden states."""
+        assert 0.0 < layer_share <= 1.0
+        self._cloud_passes.add(self._clock(), max(0.0, seconds) / layer_share)
+
+    def cloud_token(self, seconds: float) -> None:
+        """The cloud's time for a token while it decodes by itself (a burst)."""
+        self._cloud_tokens.add(self._clock(), max(0.0, seconds))
+
+    def edge_token(self, seconds: float) -> None:
+        """The edge's own time for a token, exits included."""
+        self._edge_tokens.add(self._clock(), max(0.0, seconds))
+
+    def question(self, unsure: bool, agreed: bool) -> None:
+        """The cloud decided a token: whether the deepest exit had guessed it.
+
+        Tokens that an exit was sure of (``verified`` asks for them too) do not count: they would
+        flatter the guesses.
+        """
+        if unsure:
+            self._guess_count += 1
+            weight = 1 / min(self._guess_count, GUESS_MEMORY)
+            self._guess_agreement += (agreed - self._guess_agreement) * weight
+
+    def lost(self) -> None:
+        """The link is gone, and what was known of it."""
+        self._alive = False
+        self._round_trips.clear()
+        self._upload_rates.clear()
+
+    def restored(self) -> None:
+        """The link is back."""
+        self._alive = True
+
+    def conditions(self) -> Conditions:
+        """Medians of the last samples, and the weighted share of right guesses."""
+        now = self._clock()
+        return Conditions(
+            rtt_seconds=self._round_trips.median(now),
+            up_bytes_per_second=self._upload_rates.median(now),
+            edge_token_seconds=self._edge_tokens.median(now),
+            cloud_pass_seconds=self._cloud_passes.median(now),
+            cloud_token_seconds=self._cloud_tokens.median(now),
+            guess_agreement=self._guess_agreement if self._guess_count else None,
+            guess_count=self._guess_count,
+        )
+
+
+class _Samples:
+    """The last few values of one quantity, forgotten after ``memory_seconds``."""
+
+    def __init__(self, memory_seconds: float = float("inf")) -> None:
+        self._memory_seconds = memory_seconds
+        self._dated: deque[tuple[float, float]] = deque(maxlen=SAMPLES)
+
+    def add(self, now: float, value: float) -> None:
+        self._dated.append((now, value))
+
+    def clear(self) -> None:
+        self._dated.clear()
+
+    def median(self, now: float) -> float | None:
+        recent = [value for at, value in self._dated if now - at <= self._memory_seconds]
+        return median(recent) if recent else None

@@ -1,0 +1,140 @@
+"""``auto`` mode when the link dies: the edge goes on alone, says so, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.auth import add_token
+from cloud.context_manager import StoreLimits
+from cloud.server import CloudServer
+from edge import steering
+from edge.context_source import ContextCodec
+from edge.controller import Aim, Wishes
+from edge.engine import GenerationOptions
+from edge.generation import Mode
+from shared.errors import AuthenticationError, FingerprintMismatchError
+from tests.cloud_harness import eventually, settings_for, tiny_bundle
+from tests.edge_harness import (
+    PROMPTS,
+    BreakableLink,
+    edge_and_cloud,
+    edge_engine,
+    full_answer,
+    ids_of,
+    options_for,
+)
+from tests.tiny_bundle import write_tiny_bundle
+
+PROMPT = PROMPTS[6]
+EXACT = Wishes(Aim.QUALITY)
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steering, "_PATIENCE_SECONDS", 0.3)
+
+
+def auto(wishes: Wishes = EXACT, **changes: Any) -> GenerationOptions:
+    return options_for(Mode.AUTO, **({"wishes": wishes, "max_tokens": 24} | changes))
+
+
+async def alone(count: int) -> list[int]:
+    async with edge_engine(None) as engine:
+        options = options_for(Mode.STANDALONE, threshold=1.0, max_tokens=count)
+        return ids_of(await engine.generate(PROMPT, options))
+
+
+@pytest.mark.parametrize("aim", Aim)
+@pytest.mark.parametrize("private", [False, True])
+async def test_each_aim_gives_an_answer(aim: Aim, private: bool) -> None:
+    async with edge_and_cloud() as engine:
+        for _ in range(3):  # the later ones with what the first has measured
+            result = await engine.generate(PROMPT, auto(Wishes(aim, private=private)))
+            assert not any(token.alone for token in result.tokens)
+            assert not (private and result.plan.codec is ContextCodec.TOKENS)
+            if aim is Aim.QUALITY and not private:
+                assert ids_of(result) == full_answer(PROMPT, 24)
+
+
+async def test_without_a_cloud_the_edge_goes_on_alone_and_says_so() -> None:
+    async with edge_engine("127.0.0.1:9") as engine:
+        result = await engine.generate(PROMPT, auto())
+        assert ids_of(result) == await alone(24)
+        assert all(token.alone for token in result.tokens)
+        assert result.as_record()["alone"] == len(result.tokens)
+        assert not engine.monitor.alive
+
+
+@pytest.mark.parametrize("shared_channel", [False, True])
+async def test_a_link_that_falls_silent_is_noticed_and_so_is_its_return(
+    shared_channel: bool,
+) -> None:
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        BreakableLink(server.address) as link,
+        edge_engine(link.address) as engine,
+    ):
+        generation = engine.generation(PROMPT, auto(max_tokens=200))
+        seen, dead_from, back_from = [], 10, 30
+        stack = engine.connected() if shared_channel else _nothing()
+        async with stack:
+            async for token in generation.run():
+                seen.append(token)
+                if len(seen) == dead_from:
+                    link.block()
+                if len(seen) == back_from:
+                    link.unblock()
+                    connections = link.connections
+                    await eventually(lambda: link.connections > connections)  # noqa: B023
+                if len(seen) > back_from and not token.alone:
+                    break
+        marks = [token.alone for token in seen]
+        assert not any(marks[:dead_from])
+        assert any(marks)
+        assert not marks[-1]
+        # what comes after follows from all that was said before, whoever said it
+        ids = [token.token_id for token in seen]
+        assert ids[-1:] == full_answer([*PROMPT, *ids[:-1]], 1)
+        assert engine.monitor.alive
+
+
+class _nothing:
+    async def __aenter__(self) -> None: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+async def test_a_full_cloud_is_no_reason_to_stop() -> None:
+    settings = settings_for(tiny_bundle(), limits=StoreLimits(budget_bytes=1))
+    async with CloudServer(settings) as server, edge_engine(server.address) as engine:
+        result = await engine.generate(PROMPT, auto())
+        assert ids_of(result) == await alone(24)
+
+
+async def test_what_the_user_must_mend_is_an_error_all_the_same(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    add_token(tokens, "team")
+    async with CloudServer(settings_for(tiny_bundle(), tokens=tokens)) as server:
+        async with edge_engine(server.address, token="not-the-token") as engine:
+            with pytest.raises(AuthenticationError):
+                await engine.generate(PROMPT, auto())
+    other = write_tiny_bundle(tmp_path / "other", 9, ("float32",), full_depth=False)
+    async with CloudServer(settings_for(tiny_bundle())) as server:
+        async with edge_engine(server.address, other) as engine:
+            with pytest.raises(FingerprintMismatchError):
+                await engine.generate(PROMPT, auto())
+
+
+async def test_leaving_does_not_wait_for_a_link_that_is_dead() -> None:
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        BreakableLink(server.address) as link,
+        edge_engine(link.address, answer_seconds=60.0) as engine,
+    ):
+        link.block()
+        async with asyncio.timeout(30):
+            result = await engine.generate(PROMPT, auto())
+        assert ids_of(result) == await alone(24)
