@@ -98,9 +98,7 @@ class SessionEngine:
         if asks.burst and self._session.kind is not ContextKind.TOKEN_IDS:
             raise InvalidMessageError("a burst needs token ids as context")
         await self._until(
-            lambda: (
-                self._astray or (not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
-            )
+            lambda: self._astray or (not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
         )
         if self._astray:
             return

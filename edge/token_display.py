@@ -20,6 +20,7 @@ _STYLES = {
     "exit2": Style(color="yellow"),
     "cloud": Style(color="magenta", bold=True),
 }
+_ALONE = Style(underline=True)  # the cloud would have been asked, had it been there
 
 
 def style_of(origin: str) -> Style:
@@ -40,7 +41,8 @@ class TokenDisplay:
         """Print what ``token`` adds to the text."""
         piece = self._stream.step(self._engine.tokenizer, token.token_id)
         if piece:
-            self._console.print(Text(piece, style_of(token.origin)), end="")
+            style = style_of(token.origin) + (_ALONE if token.alone else Style.null())
+            self._console.print(Text(piece, style), end="")
             self._console.file.flush()
             self._mid_line = True
 
@@ -84,6 +86,8 @@ def summary(result: GenerationResult) -> Text:
     for index, (origin, times) in enumerate(sorted(origins.items(), key=lambda x: _order(x[0]))):
         line.append(", " if index else "")
         line.append(f"{origin} {times / count:.0%}", style_of(origin))
+    if alone := sum(token.alone for token in result.tokens):
+        line.append(f" · {alone} without the cloud that would have been asked", _ALONE)
     if result.statistics.escalations:
         line.append(f" · {result.statistics.stall_seconds:.2f} s waiting for the cloud")
         line.append(

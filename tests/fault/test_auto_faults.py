@@ -117,15 +117,19 @@ async def test_a_full_cloud_is_no_reason_to_stop() -> None:
 async def test_what_the_user_must_mend_is_an_error_all_the_same(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     add_token(tokens, "team")
-    async with CloudServer(settings_for(tiny_bundle(), tokens=tokens)) as server:
-        async with edge_engine(server.address, token="not-the-token") as engine:
-            with pytest.raises(AuthenticationError):
-                await engine.generate(PROMPT, auto())
+    async with (
+        CloudServer(settings_for(tiny_bundle(), tokens=tokens)) as server,
+        edge_engine(server.address, token="not-the-token") as engine,
+    ):
+        with pytest.raises(AuthenticationError):
+            await engine.generate(PROMPT, auto())
     other = write_tiny_bundle(tmp_path / "other", 9, ("float32",), full_depth=False)
-    async with CloudServer(settings_for(tiny_bundle())) as server:
-        async with edge_engine(server.address, other) as engine:
-            with pytest.raises(FingerprintMismatchError):
-                await engine.generate(PROMPT, auto())
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        edge_engine(server.address, other) as engine,
+    ):
+        with pytest.raises(FingerprintMismatchError):
+            await engine.generate(PROMPT, auto())
 
 
 async def test_leaving_does_not_wait_for_a_link_that_is_dead() -> None:
