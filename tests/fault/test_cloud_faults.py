@@ -45,7 +45,7 @@ from shared.errors import (
     SessionTakenOverError,
     TandemError,
 )
-from shared.messages import Context, ContextKind, Escalate, Truncate, error_of
+from shared.messages import PROTOCOL_VERSION, Context, ContextKind, Escalate, Truncate, error_of
 from shared.sampling import Sampling
 from shared.tensor_codec import EncodedTensor, Encoding
 from tests.cloud_harness import (
@@ -227,7 +227,10 @@ OPENINGS: dict[str, tuple[Act, type[TandemError]]] = {
         lambda rude: rude.begin(bundle_fingerprint="ab" * 32),
         FingerprintMismatchError,
     ),
-    "another version": (lambda rude: rude.begin(protocol_version=2), ProtocolVersionError),
+    "another version": (
+        lambda rude: rude.begin(protocol_version=PROTOCOL_VERSION + 1),
+        ProtocolVersionError,
+    ),
     "a short session id": (lambda rude: rude.begin(session_id=b"short"), InvalidMessageError),
     "a short fingerprint": (
         lambda rude: rude.begin(bundle_fingerprint="ab"),

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from cloud.auth import add_token
 from cloud.collaboration_service import SERVICE_NAME
 from cloud.server import CloudServer
-from cloud.session_engine import SessionEngine
+from cloud.session_engine import CATCH_UP_FROM, SessionEngine
 from shared.errors import ConfigurationError
 from shared.messages import Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
 from shared.sampling import Sampling
@@ -194,20 +194,35 @@ async def test_truncate_withdraws_the_questions_beyond_it(monkeypatch: pytest.Mo
         assert [last.token_id] == FULL.continuation((*PROMPT[:4], 9, 44), 1)
 
 
-async def test_context_is_caught_up_with_before_it_is_asked_for() -> None:
+async def test_much_context_is_caught_up_with_before_it_is_asked_for() -> None:
+    prompt = tuple(i * 7 % 250 for i in range(CATCH_UP_FROM))
     async with serving() as server, edge(server, BUNDLE) as client, edge(server, BUNDLE) as other:
         await client.open()
-        await client.send(Context(0, PROMPT))
+        await client.send(Context(0, prompt))
         session = next(iter(server.store._sessions.values()))
         await other.open()
         await other.send(Context(0, PROMPT))
-        while session.computed < START:  # passes are first come, first served
+        while session.computed < len(prompt):  # passes are first come, first served
             await other.decide(START)
             await other.send(Truncate(0))
             await other.send(Context(0, PROMPT))
-        await other.close()  # its catch-up would wait at the gate, in the only thread
+        await other.close()
         with closed_gate(server.batcher.model):  # no pass is needed any more
-            assert await client.decide(START) == FULL.continuation(PROMPT, 1)
+            assert await client.decide(len(prompt)) == FULL.continuation(prompt, 1)
+
+
+async def test_little_context_waits_for_a_question_to_take_it_along() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client, edge(server, BUNDLE) as other:
+        await client.open()
+        await client.send(Context(0, tuple(range(CATCH_UP_FROM - 1))))
+        session = next(iter(server.store._sessions.values()))
+        await other.open()
+        await other.send(Context(0, PROMPT))
+        for _ in range(3):
+            await other.decide(START)
+            await other.send(Truncate(0))
+            await other.send(Context(0, PROMPT))
+        assert session.computed == 0
 
 
 async def test_urgent_work_goes_before_catch_up() -> None:

@@ -1,0 +1,127 @@
+"""What the cloud makes of an edge's guesses: agreement, correction, bursts after one."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.messages import Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
+from shared.tensor_codec import Encoding, encode
+from tests.cloud_harness import Edge, closed_gate, edge, full_model, serving, tiny_bundle
+
+BUNDLE, FULL = tiny_bundle(), full_model()
+PROMPT = (3, 14, 15, 92, 65, 35, 89)
+START = len(PROMPT)
+RIGHT = FULL.continuation(PROMPT, 12)
+WRONG = (RIGHT[0] + 1) % 250
+
+
+async def opened(client: Edge) -> None:
+    await client.open()
+    await client.send(Context(0, PROMPT))
+
+
+async def test_right_guesses_are_answered_and_gone_on_from() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        for index, token in enumerate(RIGHT):
+            await client.send(Escalate(START + index, burst=5, guess=token))
+            await client.send(Context(START + index, (token,)))
+        answers = [await client.expect(Decision) for _ in RIGHT]
+        assert [a.token_id for a in answers] == RIGHT  # and nothing in between: no burst
+        assert await client.decide(START + len(RIGHT)) == FULL.continuation((*PROMPT, *RIGHT), 1)
+        await client.close()
+
+
+async def test_after_a_correction_nothing_counts_before_the_truncation() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Escalate(START, guess=WRONG))
+        await client.send(Context(START, (WRONG, 77)))
+        await client.send(Escalate(START + 2, guess=5))
+        assert (await client.expect(Decision)).token_id == RIGHT[0]
+        # what would be gaps and errors at any other time, is about a text that is no more
+        await client.send(Context(START + 9, (1, 2)))
+        await client.send(Escalate(START + 11))
+        await client.send(Truncate(START))
+        await client.send(Context(START, (RIGHT[0],)))
+        assert await client.decide(START + 1) == RIGHT[1:2]
+        await client.close()
+
+
+async def test_questions_behind_a_correction_are_not_answered() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        with closed_gate(server.batcher.model) as gate:
+            await opened(client)
+            await client.send(Escalate(2))
+            await gate.entered.wait()
+            await client.send(Escalate(START, guess=WRONG))
+            await client.send(Context(START, (WRONG, 77)))
+            await client.send(Escalate(START + 1, guess=77))
+            await client.send(Escalate(START + 2, guess=78))
+        positions = [(await client.expect(Decision)).position for _ in range(2)]
+        assert positions == [2, START]
+        await client.send(Truncate(START))
+        await client.send(Context(START, tuple(RIGHT[:3])))
+        assert await client.decide(START + 3) == RIGHT[3:4]
+        await client.close()
+
+
+@pytest.mark.parametrize("stale", [(), (WRONG,), (WRONG, 77, 78)])
+async def test_a_burst_follows_a_correction_and_replaces_what_was_drafted(
+    stale: tuple[int, ...],
+) -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        with closed_gate(server.batcher.model) as gate:
+            await opened(client)
+            await client.send(Escalate(2))
+            await gate.entered.wait()
+            if stale:
+                await client.send(Context(START, stale))
+            await client.send(Escalate(START, burst=4, guess=WRONG))
+        await client.expect(Decision)
+        answers = [await client.expect(Decision) for _ in range(5)]
+        assert [a.token_id for a in answers] == RIGHT[:5]
+        # the edge goes on behind the burst, of whose last token the cloud holds no context
+        await client.send(Truncate(START + 4))
+        await client.send(Context(START + 4, tuple(RIGHT[4:6])))
+        assert await client.decide(START + 6) == RIGHT[6:7]
+        await client.close()
+
+
+async def test_a_truncation_ends_the_burst_of_a_correction() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Escalate(START, burst=400, guess=WRONG))
+        assert (await client.expect(Decision)).token_id == RIGHT[0]
+        await client.send(Truncate(START))
+        await client.send(Context(START, (9, 44)))
+        await client.send(Escalate(START + 2))
+        last = client.step
+        while (message := await client.receive()).step < last:
+            pass
+        assert isinstance(message.body, Decision)
+        assert [message.body.token_id] == FULL.continuation((*PROMPT, 9, 44), 1)
+
+
+async def test_a_reconnect_right_after_a_correction_gets_it_again() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Context(START, (WRONG, 77)))
+        await client.send(Escalate(START, burst=3, guess=WRONG))
+        first = [(await client.expect(Decision)).token_id for _ in range(4)]
+        await client.open()
+        await client.send(Escalate(START, burst=3, guess=WRONG))
+        assert [(await client.expect(Decision)).token_id for _ in range(4)] == first == RIGHT[:4]
+
+
+async def test_a_burst_needs_token_ids_whatever_was_guessed() -> None:
+    states, _ = FULL.run(PROMPT)
+    async with (
+        serving() as server,
+        edge(server, BUNDLE, kind=ContextKind.HIDDEN_STATES) as client,
+    ):
+        await client.open()
+        await client.send(Context(0, encode(states, Encoding.FLOAT32)))
+        await client.send(Escalate(START, burst=1, guess=3))
+        reply, _ = await client.failure()
+        assert reply.code is ErrorCode.INVALID_MESSAGE
