@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.shaped_link [--quick] [--realtime] [--kernel] [--json]
+    python -m benchmarks.shaped_link [--quick] [--realtime] [--kernel] [--json] [--strict]
 
 The proxy is a process of its own (``tandem simulate link``), steered over its control API; both
 ends of the measurement are this process.  *Delay* is the median of echoes of 32 bytes; what the
@@ -11,6 +11,9 @@ round trip itself, with no proxy between: what the load of the machine costs any
 much, ``--realtime`` (root) gives proxy and measurement real-time priority.  *Rate* is the
 payload between the first and the last byte of a bulk transfer.  ``--kernel`` (root) adds the same
 transfer through the kernel's tbf, and the model set to count frames as tbf does.
+
+The promise is an added delay within 1 ms at the median and a rate within 3% up to 200 Mbit/s; each
+row of the model says whether it was kept, and ``--strict`` exits with 1 when one was not.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -37,7 +41,7 @@ from benchmarks.kernel_shaper import (
     shaped_by_kernel,
 )
 from benchmarks.link_probe import download_mbit, far_end, round_trips, upload_mbit
-from shared.errors import TandemError
+from shared.errors import ConfigurationError, TandemError
 from simulator.packet_trace import invent_trace
 from simulator.precise_loop import go_first
 
@@ -47,19 +51,31 @@ TRACE_RATES_MBIT = (5.0, 50.0)
 KERNEL_RATES_MBIT = (2.0, 20.0, 100.0)
 _QUEUE_BYTES = 256_000
 _CONFIRM_SECONDS = 10.0
+_PROMISED_MS = 1.0
+_PROMISED_PERCENT = 3.0
+_PROMISED_UP_TO_MBIT = 200.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: configured, measured, and the error in ``unit`` (ms added, or % of the rate)."""
+    """One setting: configured, measured, and the error in ``unit`` (ms added, or % of the rate).
+
+    ``bound`` is what the error was promised to be within, either way; ``None`` is no promise.
+    """
 
     what: str
     configured: float
     measured: float
     error: float
     unit: str
+    bound: float | None = None
     error_by_sleep: float | None = None
     processor_share: float | None = None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the promise was kept; ``None`` where there is none."""
+        return None if self.bound is None else abs(self.error) <= self.bound
 
 
 class Proxy:
@@ -69,7 +85,7 @@ class Proxy:
         assert process.stdout is not None
         ready = process.stdout.readline()
         if not ready.startswith("listening on "):
-            raise RuntimeError("the proxy did not start: what it says is above")
+            raise ConfigurationError("the proxy did not start: what it says is above")
         words = ready.replace(",", " ").split()
         self.address = words[2]
         self._control = words[-1]
@@ -115,7 +131,15 @@ def delay_rows(proxy: Proxy, target: str, seconds: float) -> Iterator[Row]:
         count = max(5, min(300, int(seconds * 1e3 / max(rtt, 1))))
         measured = statistics.median(round_trips(proxy.address, count)) * 1e3 - direct
         slept = statistics.median(round_trips(target, count, sleep_seconds=rtt / 1e3)) * 1e3
-        yield Row("round trip, ms", rtt, measured, measured - rtt, "ms", slept - direct - rtt)
+        yield Row(
+            "round trip, ms",
+            rtt,
+            measured,
+            measured - rtt,
+            "ms",
+            bound=_PROMISED_MS,
+            error_by_sleep=slept - direct - rtt,
+        )
 
 
 def rate_rows(proxy: Proxy, seconds: float) -> Iterator[Row]:
@@ -137,35 +161,55 @@ def trace_rows(proxy: Proxy, seconds: float) -> Iterator[Row]:
         trace = invent_trace(mean_mbit=rate, spread=0.5, memory_s=1, seconds=length, seed=1)
         proxy.set_link(link(20.0, trace=trace.model_dump()))
         measured = upload_mbit(proxy.address, _size(rate, length))
-        yield _rate_row("trace up, Mbit/s on average", trace.mean_mbit, measured)
+        yield _rate_row("trace up, mean Mbit/s", trace.mean_mbit, measured)
 
 
 def kernel_rows(proxy: Proxy, seconds: float) -> Iterator[Row]:
-    """The kernel's tbf, and the model counting frames like it, against payload by arithmetic."""
+    """The kernel's tbf, and the model counting frames like it, against payload by arithmetic.
+
+    Raises:
+        ConfigurationError: the kernel lacks what it takes, or does not let us.
+    """
     for rate in KERNEL_RATES_MBIT:
         payload = rate * (FRAME_BYTES - FRAME_HEADER_BYTES) / FRAME_BYTES
-        with shaped_by_kernel(rate, _QUEUE_BYTES) as address:
-            measured = upload_mbit(address, _size(rate, seconds))
-        yield _rate_row(f"tbf at {rate:g} Mbit/s of frames", payload, measured)
+        measured = _through_kernel(rate, _size(rate, seconds))
+        yield _rate_row(f"tbf, frames at {rate:g}", payload, measured, promised=False)
         proxy.set_link(link(rate_mbit=rate, mtu_bytes=FRAME_BYTES, header_bytes=FRAME_HEADER_BYTES))
         measured = upload_mbit(proxy.address, _size(rate, seconds))
-        yield _rate_row(f"model at {rate:g} Mbit/s of frames", payload, measured)
+        yield _rate_row(f"model, frames at {rate:g}", payload, measured)
+
+
+def _through_kernel(rate_mbit: float, size: int) -> float:
+    try:
+        with shaped_by_kernel(rate_mbit, _QUEUE_BYTES) as address:
+            return upload_mbit(address, size)
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or b"").decode(errors="replace").strip().replace("\n", "; ")
+        raise ConfigurationError(f"--kernel: {shlex.join(error.cmd)} failed: {said}") from None
 
 
 def _size(rate_mbit: float, seconds: float) -> int:
     return max(8, round(rate_mbit * 1e6 / 8 * seconds / 65_536)) * 65_536
 
 
-def _rate_row(what: str, rate: float, measured: float, share: float | None = None) -> Row:
+def _rate_row(
+    what: str,
+    rate: float,
+    measured: float,
+    share: float | None = None,
+    *,
+    promised: bool = True,
+) -> Row:
     error = (measured / rate - 1) * 100
-    return Row(what, rate, measured, error, "%", processor_share=share)
+    bound = _PROMISED_PERCENT if promised and rate <= _PROMISED_UP_TO_MBIT else None
+    return Row(what, rate, measured, error, "%", bound=bound, processor_share=share)
 
 
 def run(seconds: float, *, realtime: bool, kernel: bool) -> list[Row]:
     """All measurements, each for about ``seconds``.
 
     Raises:
-        ConfigurationError: real-time priority is refused.
+        ConfigurationError: real-time priority or the kernel's shaping is refused.
     """
     if realtime:
         go_first()
@@ -181,7 +225,7 @@ def show(rows: Sequence[Row]) -> Table:
     """A table of all rows."""
     table = Table(box=None, pad_edge=False)
     table.add_column("what")
-    for heading in ("configured", "measured", "error", "by sleep", "core used"):
+    for heading in ("set", "measured", "error", "promised", "by sleep", "core"):
         table.add_column(heading, justify="right")
     for row in rows:
         late = "" if row.error_by_sleep is None else f"{row.error_by_sleep:+.2f} ms"
@@ -191,6 +235,7 @@ def show(rows: Sequence[Row]) -> Table:
             f"{row.configured:.2f}",
             f"{row.measured:.2f}",
             f"{row.error:+.2f} {row.unit}",
+            "" if row.bound is None else f"±{row.bound:g} {'kept' if row.kept else 'BROKEN'}",
             late,
             share,
         )
@@ -210,13 +255,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TandemError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    missed = [row for row in rows if row.kept is False]
     if options.json:
-        print(json.dumps({"load": load, "rows": [asdict(row) for row in rows]}, indent=2))
+        found = [asdict(row) | {"kept": row.kept} for row in rows]
+        print(json.dumps({"load": load, "kept": not missed, "rows": found}, indent=2))
     else:
         console = Console(highlight=False)
         console.print(show(rows))
+        promises = sum(row.kept is not None for row in rows)
+        console.print(f"promises kept: {promises - len(missed)} of {promises}")
         console.print(f"load of the machine at the start: {load:.2f} on {os.cpu_count()} cores")
-    return 0
+    return 1 if missed and options.strict else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -227,6 +276,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--realtime", action="store_true", help="real-time priority (root)")
     parser.add_argument("--kernel", action="store_true", help="compare with tbf (root)")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit with 1 unless every promise was kept"
+    )
     return parser.parse_args(arguments)
 
 

@@ -50,7 +50,9 @@ def link(
     listen: Annotated[
         str | None,
         typer.Option(
-            "--listen", metavar="HOST:PORT", help="Where to listen; port 0 is a free one."
+            "--listen",
+            metavar="HOST:PORT",
+            help="Where to listen: all addresses of HOST; port 0 is a free one.",
         ),
     ] = None,
     to: Annotated[

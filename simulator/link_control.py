@@ -4,12 +4,18 @@
 
     GET  /link                                the link as JSON
     PUT  /link    {"preset": "4g"}            or a link: {"up": {...}, "down": {...}}
+    PUT  /link?seed=7   (the same)            and all chance begins anew from that seed
     POST /outage  {"seconds": 5}              nothing passes for so long
     POST /reset                               reset every connection
     GET  /stats                               bytes, connections, losses, stalls
 
-Bad input is answered with 422 and ``{"error": "what and where"}``.  A browser's requests (they
-carry ``Origin``) are refused, so that no page can cut the link.
+With a seed (0 to 2^64 - 1) the same PUT makes the same noise again: jitter, losses and fades of
+both ways, which are independent of each other.  Without one, each PUT draws on from the seed
+before, so two equal ones meet different noise.
+
+Errors are ``{"error": "what and where"}``: 422 for a bad body, 400 for a bad seed or another
+parameter, 413 for a body that is longer than a link with two traces of the greatest length.  A
+browser's requests (they carry ``Origin``) get 403, so that no page can cut the link.
 """
 
 from __future__ import annotations
@@ -33,20 +39,24 @@ from shared.errors import ConfigurationError, LinkError
 from shared.transport import is_loopback
 from simulator.link_presets import preset
 from simulator.link_spec import LinkSpec, parse_link
+from simulator.packet_trace import MAX_DIGITS, MAX_OPPORTUNITIES
 from simulator.shaped_proxy import ShapedProxy, parse_address, show_address
 
-_MAX_BODY_BYTES = 16 << 20  # a trace may come with it
+# a trace each way may come with it: digits, a comma and a space for each opportunity
+_MAX_BODY_BYTES = (1 << 20) + 2 * MAX_OPPORTUNITIES * (MAX_DIGITS + 2)
+_MAX_SEED = (1 << 64) - 1
 
 
 def control_app(proxy: ShapedProxy) -> Starlette:
     """The HTTP application that steers ``proxy`` (same event loop)."""
 
     async def get_link(_: Request) -> Response:
-        return JSONResponse(proxy.link.model_dump(mode="json"))
+        return _shown(proxy.link)
 
     async def put_link(request: Request) -> Response:
-        proxy.set_link(_link_from(await _object(request)))
-        return JSONResponse(proxy.link.model_dump(mode="json"))
+        fields = await _object(request)
+        proxy.set_link(_link_from(fields), seed=_seed_from(request))
+        return _shown(proxy.link)
 
     async def outage(request: Request) -> Response:
         fields = await _object(request)
@@ -140,16 +150,38 @@ def _link_from(fields: dict[str, Any]) -> LinkSpec:
     return parse_link(fields)
 
 
+def _seed_from(request: Request) -> int | None:
+    """The parameter ``seed``, and no other."""
+    seed: int | None = None
+    for name, value in request.query_params.multi_items():
+        if name != "seed" or seed is not None:
+            raise HTTPException(400, f"the parameter {name!r} is unknown or there twice")
+        if not (value.isascii() and value.isdecimal() and len(value) <= 20):
+            raise HTTPException(400, f"seed {value[:40]!r} is not a whole number")
+        seed = int(value)
+        if seed > _MAX_SEED:
+            raise HTTPException(400, f"seed {value} is above {_MAX_SEED}")
+    return seed
+
+
+def _shown(link: LinkSpec) -> Response:
+    return Response(link.model_dump_json(), media_type="application/json")
+
+
 async def _object(request: Request) -> dict[str, Any]:
     _refuse_browsers(request)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MAX_BODY_BYTES:
-            raise HTTPException(413, f"a body has at most {_MAX_BODY_BYTES} bytes")
+            raise HTTPException(
+                413,
+                f"a body has at most {_MAX_BODY_BYTES:,} bytes: room for two traces of "
+                f"{MAX_OPPORTUNITIES:,} opportunities",
+            )
     try:
-        fields = json.loads(bytes(body))
-    except ValueError as error:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
         raise LinkError(f"the body is no JSON: {error}") from None
     if not isinstance(fields, dict):
         raise LinkError("the body is no JSON object")

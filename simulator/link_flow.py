@@ -39,15 +39,20 @@ class Packet:
     """A segment on its way: ``size`` bytes of payload, ``wire`` with headers.
 
     ``due`` is when it would have arrived had it not been lost; ``arrival`` and ``retry_at`` are
-    ``inf`` while unknown.
+    ``inf`` while unknown.  ``order`` counts transmissions, so it grows when the packet is sent
+    again; ``left`` are the bytes of ``wire`` that the link has yet to carry; ``losses`` are all its
+    losses, ``expiries`` those that the timer noticed.
     """
 
     __slots__ = (
         "arrival",
-        "attempts",
+        "by_timer",
         "due",
         "entered",
+        "expiries",
         "flow",
+        "left",
+        "losses",
         "order",
         "retry_at",
         "size",
@@ -60,7 +65,10 @@ class Packet:
         self.size = size
         self.wire = wire
         self.entered = entered
-        self.attempts = 0
+        self.left: float = wire
+        self.losses = 0
+        self.expiries = 0
+        self.by_timer = False
         self.due = 0.0
         self.arrival = inf
         self.retry_at = inf
@@ -73,7 +81,7 @@ class Flow:
 
     def __init__(self) -> None:
         self.packets: deque[Packet] = deque()
-        self.gaps: list[Packet] = []  # lost once, and nothing later has arrived yet
+        self.gaps: list[Packet] = []  # lost, and nothing sent later has arrived yet
         self.under_way = 0
         self.calm_until = -inf
         self.released = -inf

@@ -16,10 +16,12 @@ What happens to a packet:
 * Leaving, it may be lost.  The loss takes the link's time all the same.
 * It arrives a propagation delay (and jitter) later, never before one that left earlier.
 
-A lost packet comes again.  If a later packet of its flow arrives, the sender hears of the gap a
-way back later and sends again at once (fast retransmit, as RACK does it: RFC 8985).  A last packet
-waits for the timer: smoothed round trip + 4 · its variation (here the links' mean jitter), but at
-least 200 ms (RFC 6298 with Linux's floor), doubled each time up to 120 s.  Meanwhile what the flow
+A lost packet comes again.  If anything that its flow sent after it arrives (new or sent again), the
+sender hears of the gap a way back later and sends again at once (fast retransmit, as RACK does it:
+RFC 8985); that notices a lost retransmission too.  What nothing follows waits for the timer:
+smoothed round trip + 4 · its variation (here the links' mean jitter), but at least 200 ms (RFC 6298
+with Linux's floor), from the moment it was lost.  Each time the timer of a packet expires its next
+one is twice as long, up to 120 s; a fast retransmission lengthens nothing.  Meanwhile what the flow
 sent later waits at the receiver, which is the stall that a user feels.
 
 A new packet that finds the queue full is lost too.  TCP then shrinks its window and grows it back
@@ -34,7 +36,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from math import inf
 
 import numpy as np
@@ -83,17 +85,31 @@ class LinkDirection:
         self._adopt(spec, back_ms, back_jitter_ms, start)
 
     def change(
-        self, spec: DirectionSpec, now: float, *, back_ms: float = 0.0, back_jitter_ms: float = 0.0
+        self,
+        spec: DirectionSpec,
+        now: float,
+        *,
+        noise: np.random.Generator | None = None,
+        back_ms: float = 0.0,
+        back_jitter_ms: float = 0.0,
     ) -> None:
-        """Be like ``spec`` from ``now`` on; what is past the queue arrives as it would have."""
-        self._advance(now)
-        self._adopt(spec, back_ms, back_jitter_ms, now)
+        """Be like ``spec`` from ``now`` on; its trace and outages begin now.
+
+        What is past the queue arrives as it would have.  Of the packet at the head of the queue
+        only what has not left is carried anew.  An :meth:`interrupt` that is not over goes on.
+
+        Args:
+            noise: where all chance comes from now on; ``None`` draws on from the present source.
+        """
+        self._settle(now)
+        if noise is not None:
+            self._noise = noise
+        self._adopt(spec, back_ms, back_jitter_ms, now, self._outages.once_after(now))
 
     def interrupt(self, now: float, seconds: float) -> None:
         """Stand still for ``seconds`` from ``now`` on."""
-        self._advance(now)
+        self._settle(now)
         self._outages.add(now, now + seconds)
-        self._head_leaves = None
 
     def send(self, flow: Hashable, size: int, now: float) -> int:
         """Put up to ``size`` bytes of ``flow`` on the link; return how many were taken."""
@@ -137,7 +153,7 @@ class LinkDirection:
             while packets and packets[0].arrival <= now:
                 packet = packets.popleft()
                 flow.under_way -= packet.size
-                if packet.attempts:
+                if packet.losses:
                     self._count_stall(packet, flow)
                 flow.released = max(flow.released, packet.arrival)
                 self.counts.delivered_bytes += packet.size
@@ -171,8 +187,21 @@ class LinkDirection:
         if state is not None:
             state.open = False
 
+    def _settle(self, now: float) -> None:
+        """Note what of the head of the queue has left, for its plan is void from ``now`` on."""
+        self._advance(now)
+        if self._queue:
+            head = self._queue[0]
+            head.left = max(0.0, head.left - self._service.settle(now))
+            self._head_leaves = None
+
     def _adopt(
-        self, spec: DirectionSpec, back_ms: float, back_jitter_ms: float, now: float
+        self,
+        spec: DirectionSpec,
+        back_ms: float,
+        back_jitter_ms: float,
+        now: float,
+        once: Sequence[tuple[float, float]] = (),
     ) -> None:
         jitter, loss, channel = self._noise.spawn(3)
         self._spec = spec
@@ -187,7 +216,7 @@ class LinkDirection:
         path_bytes = round_trip / self._mean_seconds_per_byte if mbit else 0.0
         packets = (spec.queue_bytes + path_bytes) / spec.mtu_bytes
         self._calm_seconds = max(round_trip, _regrowth(packets))
-        self._outages = OutageCalendar(spec.outages, now)
+        self._outages = OutageCalendar(spec.outages, now, once)
         self._service = make_service(spec, self._outages, now)
         self._jitter = Jitter(spec, jitter)
         self._loss = Loss(spec, now, loss, channel)
@@ -198,7 +227,7 @@ class LinkDirection:
             return inf
         if self._head_leaves is None:
             head = self._queue[0]
-            self._head_leaves = self._service.plan(head.entered, head.wire)
+            self._head_leaves = self._service.plan(head.entered, head.left)
         return self._head_leaves
 
     def _advance(self, now: float) -> None:
@@ -215,6 +244,7 @@ class LinkDirection:
                 self._retry()
 
     def _enqueue(self, packet: Packet) -> None:
+        packet.left = packet.wire
         self._queue.append(packet)
         self._queued += packet.wire
 
@@ -235,20 +265,21 @@ class LinkDirection:
             heard = arrival + self._back
             for gap in flow.gaps:
                 if gap.order < packet.order and heard < gap.retry_at:
-                    self._retry_later(gap, heard)
+                    self._retry_later(gap, heard, by_timer=False)
             flow.gaps = [gap for gap in flow.gaps if gap.order > packet.order]
 
     def _lose(self, packet: Packet, at: float) -> None:
-        """Lost at ``at``: the timer runs, and a first loss may be noticed before."""
-        if packet.attempts == 0:
+        """Lost at ``at``: the timer runs, and what is sent later may show the loss before."""
+        if packet.losses == 0:
             packet.due = at + self._delay
-            packet.flow.gaps.append(packet)
-        timeout = min(RTO_CEILING_S, self._timeout * 2**packet.attempts)
-        packet.attempts += 1
-        self._retry_later(packet, at + timeout)
+        packet.losses += 1
+        packet.flow.gaps.append(packet)
+        timeout = min(RTO_CEILING_S, self._timeout * 2**packet.expiries)
+        self._retry_later(packet, at + timeout, by_timer=True)
 
-    def _retry_later(self, packet: Packet, at: float) -> None:
+    def _retry_later(self, packet: Packet, at: float, *, by_timer: bool) -> None:
         packet.retry_at = at
+        packet.by_timer = by_timer
         heapq.heappush(self._retries, (at, packet.order, packet))
 
     def _retry(self) -> None:
@@ -257,7 +288,10 @@ class LinkDirection:
         if packet.retry_at != at or not packet.flow.open:
             return  # it was sent again earlier, or nobody waits for it
         packet.retry_at = inf
+        packet.expiries += packet.by_timer
         packet.entered = at
+        packet.order = self._order
+        self._order += 1
         if packet in packet.flow.gaps:
             packet.flow.gaps.remove(packet)
         self.counts.retransmitted += 1
@@ -274,21 +308,33 @@ class Link:
     """Both ways of a link, from one seed."""
 
     def __init__(self, spec: LinkSpec, *, seed: int = 0, start: float = 0.0) -> None:
-        up, down = np.random.default_rng(seed).spawn(2)
+        up, down = _noises(seed)
         self.spec = spec
         self.up = LinkDirection(spec.up, up, start=start, **_back(spec.down))
         self.down = LinkDirection(spec.down, down, start=start, **_back(spec.up))
 
-    def change(self, spec: LinkSpec, now: float) -> None:
-        """Be like ``spec`` from ``now`` on."""
+    def change(self, spec: LinkSpec, now: float, *, seed: int | None = None) -> None:
+        """Be like ``spec`` from ``now`` on (see :meth:`LinkDirection.change`).
+
+        Args:
+            seed: all chance begins anew from it, so the same ``spec`` and ``seed`` make the same
+                noise again; ``None`` draws on from the seed before.
+        """
+        up, down = (None, None) if seed is None else _noises(seed)
         self.spec = spec
-        self.up.change(spec.up, now, **_back(spec.down))
-        self.down.change(spec.down, now, **_back(spec.up))
+        self.up.change(spec.up, now, noise=up, **_back(spec.down))
+        self.down.change(spec.down, now, noise=down, **_back(spec.up))
 
     def interrupt(self, now: float, seconds: float) -> None:
         """Stand still, both ways, for ``seconds`` from ``now`` on."""
         self.up.interrupt(now, seconds)
         self.down.interrupt(now, seconds)
+
+
+def _noises(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
+    """For up and down: independent of each other, and fixed by ``seed``."""
+    up, down = np.random.default_rng(seed).spawn(2)
+    return up, down
 
 
 def _back(other: DirectionSpec) -> dict[str, float]:

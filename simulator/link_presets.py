@@ -138,9 +138,10 @@ PRESETS: dict[str, Preset] = {
             "train",
             "LTE in a fast train, with tunnels",
             "Round numbers of ours: 10 down and 3 up on average, wandering (invented traces), "
-            "70 ms, fades, and 4 s of nothing every 45 s. That at 300 km/h round trips and losses "
-            "rise and throughput falls, with interruptions: Li et al., A Longitudinal Measurement "
-            "Study of TCP Performance and Behavior in 3G/4G Networks Over High Speed Rails, 2017.",
+            "70 ms, fades, and 4 s of nothing every 45 s. That at up to 310 km/h round trips and "
+            "losses rise and throughput falls, with interruptions: Li et al., A Longitudinal "
+            "Measurement Study of TCP Performance and Behavior in 3G/4G Networks Over High Speed "
+            "Rails, 2017.",
             _train,
         ),
     )

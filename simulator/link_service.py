@@ -17,14 +17,19 @@ _LONGEST_SILENCE_S = 7_200.0
 class OutageCalendar:
     """Half-open intervals in which the link stands still; times are absolute seconds."""
 
-    def __init__(self, outages: Sequence[Outage], start: float) -> None:
+    def __init__(
+        self, outages: Sequence[Outage], start: float, once: Sequence[tuple[float, float]] = ()
+    ) -> None:
         self._scheduled = [(start + outage.start_s, outage) for outage in outages]
-        self._once: list[tuple[float, float]] = []
+        self._once = list(once)
+
+    def once_after(self, time: float) -> list[tuple[float, float]]:
+        """What :meth:`add` was told and is not over at ``time``."""
+        return [interval for interval in self._once if interval[1] > time]
 
     def add(self, begin: float, end: float) -> None:
         """Stand still from ``begin`` (not in the past) to ``end`` too."""
-        self._once = [interval for interval in self._once if interval[1] > begin]
-        self._once.append((begin, end))
+        self._once = [*self.once_after(begin), (begin, end)]
 
     def __bool__(self) -> bool:
         return bool(self._scheduled or self._once)
@@ -58,13 +63,19 @@ class OutageCalendar:
 
 
 class Service(Protocol):
-    """The server of a queue.  ``plan`` changes nothing; ``commit`` adopts the last plan."""
+    """The server of a queue.
 
-    def plan(self, entered: float, size: int) -> float:
+    ``plan`` changes nothing; ``commit`` or ``settle`` adopts the last plan, whole or up to a time.
+    """
+
+    def plan(self, entered: float, size: float) -> float:
         """Second at which a packet of ``size`` bytes, there from ``entered``, has left."""
 
     def commit(self) -> None:
         """The planned packet has left."""
+
+    def settle(self, now: float) -> float:
+        """Bytes of the planned packet, which leaves later, that have left by ``now``."""
 
 
 def make_service(spec: DirectionSpec, outages: OutageCalendar, start: float) -> Service:
@@ -80,10 +91,10 @@ class RateService:
     def __init__(self, rate_mbit: float | None, outages: OutageCalendar, start: float) -> None:
         self._seconds_per_byte = 0.0 if rate_mbit is None else 8e-6 / rate_mbit
         self._outages = outages
-        self._idle_from = self._planned = start
+        self._idle_from = self._begun = self._planned = start
 
-    def plan(self, entered: float, size: int) -> float:
-        begin = max(entered, self._idle_from)
+    def plan(self, entered: float, size: float) -> float:
+        begin = self._begun = max(entered, self._idle_from)
         work = size * self._seconds_per_byte
         if not self._outages:
             self._planned = begin + work
@@ -101,6 +112,17 @@ class RateService:
     def commit(self) -> None:
         self._idle_from = self._planned
 
+    def settle(self, now: float) -> float:
+        begin, self._idle_from = self._begun, now
+        if not self._seconds_per_byte:
+            return 0.0
+        worked = 0.0
+        while (begin := self._outages.up_from(begin)) < now:
+            stop = min(now, self._outages.next_break(begin))
+            worked += stop - begin
+            begin = stop
+        return worked / self._seconds_per_byte
+
 
 class TraceService:
     """Packets leave at a trace's opportunities, 1,500 bytes each, shared by the byte."""
@@ -111,12 +133,13 @@ class TraceService:
         self._outages = outages
         self._start = start
         # (number of the opportunity in use, its bytes left): nothing is in use at first
-        self._state = self._planned = (-1, 0)
+        self._state: tuple[int, float] = (-1, 0)
+        self._planned: tuple[int, float] = (-1, 0)
+        self._entered = start
 
-    def plan(self, entered: float, size: int) -> float:
-        number, left = self._state
-        if left == 0 or self._time(number) < entered:
-            number, left = self._next(max(number + 1, self._first_from(entered))), OPPORTUNITY_BYTES
+    def plan(self, entered: float, size: float) -> float:
+        self._entered = entered
+        number, left = self._first(entered)
         while size > left:
             size -= left
             number, left = self._next(number + 1), OPPORTUNITY_BYTES
@@ -125,6 +148,22 @@ class TraceService:
 
     def commit(self) -> None:
         self._state = self._planned
+
+    def settle(self, now: float) -> float:
+        carried = 0.0
+        number, left = self._first(self._entered)
+        while self._time(number) <= now:  # used up, for the packet leaves at a later one
+            carried += left
+            self._state = (number, 0)
+            number, left = self._next(number + 1), OPPORTUNITY_BYTES
+        return carried
+
+    def _first(self, entered: float) -> tuple[int, float]:
+        """The first opportunity for a packet there from ``entered``, and what it has left."""
+        number, left = self._state
+        if left == 0 or self._time(number) < entered:
+            number, left = self._next(max(number + 1, self._first_from(entered))), OPPORTUNITY_BYTES
+        return number, left
 
     def _time(self, number: int) -> float:
         rounds, index = divmod(number, len(self._times))

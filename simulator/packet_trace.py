@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from shared.errors import LinkError
 
 OPPORTUNITY_BYTES = 1_500
-_MAX_OPPORTUNITIES = 5_000_000
+MAX_OPPORTUNITIES = 5_000_000
+MAX_DIGITS = 15  # of a time in milliseconds
 _STEP_MS = 100  # how often an invented trace changes its rate
 
 
@@ -35,14 +36,16 @@ class Trace(BaseModel):
         times = self.opportunities_ms
         if not times:
             raise ValueError("a trace without a delivery opportunity delivers nothing")
-        if len(times) > _MAX_OPPORTUNITIES:
-            raise ValueError(f"a trace has at most {_MAX_OPPORTUNITIES} opportunities")
+        if len(times) > MAX_OPPORTUNITIES:
+            raise ValueError(f"a trace has at most {MAX_OPPORTUNITIES:,} opportunities")
         if times[0] < 0:
             raise ValueError("a trace begins at 0 ms or later")
         if any(late < early for early, late in pairwise(times)):
             raise ValueError("the times of a trace must not fall")
         if times[-1] == 0:
             raise ValueError("a trace must end later than 0 ms: its last time is its length")
+        if times[-1] >= 10**MAX_DIGITS:
+            raise ValueError(f"a trace ends before 10^{MAX_DIGITS} ms")
         return self
 
     @property
@@ -73,7 +76,7 @@ def load_trace(path: Path) -> Trace:
         line = raw.strip()
         if not line:
             continue
-        if not line.isdecimal() or len(line) > 15:
+        if not line.isdecimal() or len(line) > MAX_DIGITS:
             raise LinkError(f"{path}, line {number}: {line[:20]!r} is not a whole millisecond")
         if times and int(line) < times[-1]:
             raise LinkError(f"{path}, line {number}: {line} is earlier than the line before")
@@ -108,10 +111,10 @@ def invent_trace(
         LinkError: a value out of range.
     """
     packets = round(mean_mbit * 1e6 * seconds / 8 / OPPORTUNITY_BYTES) if seconds > 0 else 0
-    if not 1 <= packets <= _MAX_OPPORTUNITIES or not 0 <= spread <= 3 or memory_s <= 0:
+    if not 1 <= packets <= MAX_OPPORTUNITIES or not 0 <= spread <= 3 or memory_s <= 0:
         raise LinkError(
             "a trace needs seconds, mean_mbit and memory_s above 0, a spread within 0 to 3, and "
-            f"1 to {_MAX_OPPORTUNITIES} packets"
+            f"1 to {MAX_OPPORTUNITIES:,} packets"
         )
     noise = np.random.default_rng(seed)
     steps = seconds * 1000 // _STEP_MS

@@ -8,6 +8,9 @@ the proxy keeps the time.  Timers are as precise as the event loop's: run it on
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import os
 from collections import deque
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -24,18 +27,26 @@ from simulator.proxied_connection import Connection, Way
 # one's time; more wake-ups would burn a core at high rates
 _TOGETHER_SECONDS = 0.00025
 _MAX_OUTAGE_SECONDS = 86_400.0
+_PORT_ATTEMPTS = 8
 
 
 def parse_address(text: str, what: str) -> tuple[str, int]:
     """``HOST:PORT`` (``[::1]:80`` for IPv6) as a pair; ``what`` names it in the error.
 
     Raises:
-        ConfigurationError: it is not of that form.
+        LinkError: it is not of that form, or the host is no name that could be looked up.
     """
     host, colon, port = text.rpartition(":")
+    host = host.strip("[]")
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ConfigurationError(f"{what} {text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+        raise LinkError(f"{what} {text!r} is not HOST:PORT")
+    try:
+        host.encode("idna")  # as getaddrinfo does, which lets the failure through
+    except UnicodeError:
+        raise LinkError(f"{what} {text!r} names no possible host") from None
+    if "\0" in host:
+        raise LinkError(f"{what} {text!r} names no possible host")
+    return host, int(port)
 
 
 def show_address(host: str, port: int) -> str:
@@ -70,7 +81,8 @@ class ShapedProxy:
     Args:
         target: ``HOST:PORT`` of the real service.
         link: what the way there and back is like.
-        listen: ``HOST:PORT``; port 0 takes a free one (see :attr:`address`).
+        listen: ``HOST:PORT``; port 0 takes a free one (see :attr:`address`).  A name with several
+            addresses, as ``localhost`` may have, is listened on at all of them, on the same port.
         seed: of all chance in the link.
 
     Raises:
@@ -103,7 +115,7 @@ class ShapedProxy:
         self._link = Link(self._spec, seed=self._seed, start=self._started)
         host, port = self._listen
         try:
-            self._server = await self._loop.create_server(self._accept, host, port)
+            self._server = await self._listen_at(host, port)
         except OSError as error:
             raise ConfigurationError(
                 f"cannot listen on {show_address(host, port)}: {error.strerror}"
@@ -131,13 +143,19 @@ class ShapedProxy:
         """What the link is like now."""
         return self._link.spec
 
-    def set_link(self, spec: LinkSpec) -> None:
-        """Be like ``spec`` from now on; connections stay up, bytes under way arrive."""
-        self._link.change(spec, self._loop.time())
+    def set_link(self, spec: LinkSpec, *, seed: int | None = None) -> None:
+        """Be like ``spec`` from now on; connections stay up, bytes under way arrive.
+
+        Traces and scheduled outages begin now, an :meth:`outage` that is not over goes on, and with
+        a ``seed`` all chance begins anew from it (see :meth:`simulator.link_model.Link.change`).
+        """
+        self._link.change(spec, self._loop.time(), seed=seed)
         self._pump()
 
     def outage(self, seconds: float) -> None:
         """Let nothing through for ``seconds``; connections stay up and bytes wait.
+
+        Nothing ends it early.
 
         Raises:
             LinkError: not a duration.
@@ -188,6 +206,18 @@ class ShapedProxy:
             if way in self._waiting:
                 self._waiting.remove(way)
 
+    async def _listen_at(self, host: str, port: int) -> asyncio.Server:
+        """A server on all addresses of ``host``, on one port."""
+        for _ in range(_PORT_ATTEMPTS):
+            server = await self._loop.create_server(self._accept, host, port)
+            ports = {listener.getsockname()[1] for listener in server.sockets}
+            if len(ports) == 1:
+                return server
+            server.close()  # port 0 was another one at each address: try one of them at all
+            with contextlib.suppress(OSError):
+                return await self._loop.create_server(self._accept, host, ports.pop())
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
     def _accept(self) -> asyncio.Protocol:
         connection = Connection(self._link.up, self._link.down, self)
         self._connections.add(connection)
@@ -198,7 +228,7 @@ class ShapedProxy:
         host, port = self._target
         try:
             await self._loop.create_connection(lambda: connection.server, host, port)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that the resolver cannot even encode
             self._refused += 1
             connection.refused()
 

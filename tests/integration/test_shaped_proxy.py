@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 
 from shared.errors import ConfigurationError, LinkError
+from simulator import link_control
 from simulator.link_control import LinkControl
 from simulator.link_presets import preset
-from simulator.link_spec import DirectionSpec, LinkSpec
-from simulator.shaped_proxy import ShapedProxy
+from simulator.link_spec import BurstLoss, DirectionSpec, LinkSpec
+from simulator.packet_trace import MAX_DIGITS, MAX_OPPORTUNITIES, Trace
+from simulator.shaped_proxy import ShapedProxy, parse_address
 
 SECONDS = 30.0
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -174,6 +176,42 @@ async def test_a_target_that_is_not_there_resets_the_connection() -> None:
             assert proxy.stats().connections_refused == 1
 
 
+async def test_a_target_that_cannot_be_looked_up_resets_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_args: Any, **_fields: Any) -> Any:
+        raise UnicodeError("label empty or too long")
+
+    async with asyncio.timeout(SECONDS), ShapedProxy("example.invalid:80", both()) as proxy:
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", fail)
+        reader, writer = await connect(proxy)  # by number: it looks nothing up
+        with pytest.raises(ConnectionResetError):
+            await reader.readexactly(1)
+        writer.close()
+        assert proxy.stats().connections_refused == 1
+
+
+async def test_a_name_with_several_addresses_gets_one_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def both_addresses(_host: str, port: int, **_fields: Any) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", both_addresses)
+    async with (
+        asyncio.timeout(SECONDS),
+        ShapedProxy("127.0.0.1:1", both(), listen="two.invalid:0") as proxy,
+    ):
+        _, port = parse_address(proxy.address, "address")
+        for address in ("127.0.0.1", "127.0.0.2"):
+            _, writer = await asyncio.open_connection(address, port)
+            writer.close()
+        second = ShapedProxy("127.0.0.1:1", both(), listen=f"two.invalid:{port}")
+        with pytest.raises(ConfigurationError, match="cannot listen"):
+            await second.__aenter__()
+
+
 async def test_an_outage_holds_bytes_and_keeps_connections() -> None:
     async with proxied(both(delay_ms=1)) as proxy:
         reader, writer = await connect(proxy)
@@ -236,6 +274,16 @@ async def test_the_link_changes_while_connections_are_up() -> None:
         assert proxy.link == both(delay_ms=1)
         await round_trip(reader, writer)
         assert await round_trip(reader, writer) < 0.050
+        writer.close()
+
+
+async def test_a_change_does_not_end_an_outage() -> None:
+    async with proxied(both(delay_ms=1)) as proxy:
+        reader, writer = await connect(proxy)
+        await round_trip(reader, writer)
+        proxy.outage(0.3)
+        proxy.set_link(both())
+        assert await round_trip(reader, writer) >= 0.3
         writer.close()
 
 
@@ -305,6 +353,20 @@ async def test_addresses_are_checked() -> None:
             proxy.outage(-1)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["a..b:80", ".a:80", f"{'x' * 64}:80", "a\0b:80", "\udcff:80", "[]:80", ":80", "a:65536"],
+)
+def test_an_address_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(LinkError, match="target"):
+        parse_address(text, "target")
+
+
+def test_addresses_of_every_kind_are_taken() -> None:
+    assert parse_address("[::1]:80", "target") == ("::1", 80)
+    assert parse_address("bücher.example.:0", "target") == ("bücher.example.", 0)
+
+
 async def request(
     address: str, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, Any]:
@@ -356,6 +418,13 @@ async def test_the_control_api_steers_the_proxy() -> None:
         ("PUT", "/link", b"{}", "preset"),
         ("PUT", "/link", b"[1]", "object"),
         ("PUT", "/link", b"\xff", "no JSON"),
+        ("PUT", "/link", b"[" * 100_000, "no JSON"),
+        (
+            "PUT",
+            "/link",
+            b'{"up": {"trace": {"name": "t", "opportunities_ms": [1' + b"0" * 400 + b"]}}}",
+            "ends before",
+        ),
         ("POST", "/outage", b'{"seconds": 0}', "more than 0"),
         ("POST", "/outage", b'{"seconds": true}', "number"),
         ("POST", "/outage", b'{"seconds": NaN}', "more than 0"),
@@ -370,6 +439,74 @@ async def test_the_control_api_refuses_bad_input(
         assert status == 422
         assert message in answer["error"]
         assert proxy.link == both()
+
+
+async def test_the_same_seed_makes_the_same_noise_again() -> None:
+    link = both(jitter_ms=1, burst_loss=BurstLoss(good_ms=1, bad_ms=1))
+    async with ShapedProxy("127.0.0.1:1", both()) as proxy, LinkControl(proxy) as control:
+        body = link.model_dump_json().encode()
+
+        async def put(query: str) -> list[float]:
+            """The noise, as far as it does not depend on when packets come."""
+            answer = await request(control.address, "PUT", f"/link{query}", body)
+            assert answer == (200, link.model_dump(mode="json"))
+            found: list[float] = []
+            for way in (proxy._link.up, proxy._link.down):
+                found += [way._jitter._level, way._loss._sojourn(), way._loss._noise.random()]
+            assert len(set(found)) == 6, "each has chance of its own"
+            return found
+
+        first, other, unseeded = await put("?seed=7"), await put("?seed=8"), await put("")
+        assert first not in (other, unseeded)
+        assert await put("?seed=7") == first
+        assert await put(f"?seed={2**64 - 1}") != first
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("seed=", "whole number"),
+        ("seed=-1", "whole number"),
+        ("seed=1.5", "whole number"),
+        ("seed=x", "whole number"),
+        ("seed=%D9%A3", "whole number"),
+        (f"seed={2**64}", "above"),
+        (f"seed={10**30}", "whole number"),
+        ("seed=1&seed=1", "twice"),
+        ("sede=1", "'sede'"),
+    ],
+)
+async def test_a_bad_seed_is_refused(query: str, message: str) -> None:
+    async with ShapedProxy("127.0.0.1:1", both()) as proxy, LinkControl(proxy) as control:
+        status, answer = await request(
+            control.address, "PUT", f"/link?{query}", b'{"preset": "4g"}'
+        )
+        assert status == 400
+        assert message in answer["error"]
+        assert proxy.link == both()
+
+
+async def test_a_pair_of_long_traces_passes_over_the_control_api() -> None:
+    late = 10**MAX_DIGITS - 1
+    trace = Trace(name="long", opportunities_ms=(late,) * 600_000)
+    body = LinkSpec(up=DirectionSpec(trace=trace), down=DirectionSpec(trace=trace))
+    sent = body.model_dump_json().encode()
+    assert len(sent) > 16 << 20
+    async with ShapedProxy("127.0.0.1:1", both()) as proxy, LinkControl(proxy) as control:
+        status, _ = await request(control.address, "PUT", "/link", sent)
+        assert (status, proxy.link) == (200, body)
+    each = len(json.dumps([late, late])) - len(json.dumps([late]))
+    assert 2 * MAX_OPPORTUNITIES * each < link_control._MAX_BODY_BYTES, "the longest pair fits"
+
+
+async def test_a_body_without_bound_is_refused_with_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_control, "_MAX_BODY_BYTES", 1_000)
+    async with ShapedProxy("127.0.0.1:1", both()) as proxy, LinkControl(proxy) as control:
+        status, answer = await request(control.address, "PUT", "/link", b" " * 1_001)
+        assert status == 413
+        assert "at most 1,000 bytes: room for two traces of 5,000,000" in answer["error"]
 
 
 async def test_the_control_api_refuses_web_pages() -> None:

@@ -77,6 +77,8 @@ def test_help_shows_examples() -> None:
         ([*ANY, "--up", "3", "--trace-up", "BAD"], "exclude each other"),
         (["--listen", "x", "--to", "127.0.0.1:1"], "listening address 'x'"),
         (["--listen", "127.0.0.1:0", "--to", "y"], "target 'y'"),
+        (["--listen", "a..b:0", "--to", "127.0.0.1:1"], "'a..b:0' names no possible host"),
+        (["--listen", "127.0.0.1:0", "--to", "a..b:80"], "'a..b:80' names no possible host"),
         ([*ANY, "--control", "0.0.0.0:0"], "not loopback"),
     ],
 )

@@ -185,6 +185,32 @@ def test_changes_and_interruptions_lose_nothing(
     assert arrived == {flow: size for flow, size in enumerate(taken) if size}
 
 
+@settings(derandomize=True)
+@given(
+    specs(clean=True).filter(lambda spec: spec.trace is None),
+    st.lists(st.integers(1, 12_000), min_size=1, max_size=3),
+    st.lists(st.tuples(st.floats(0.0001, 0.2), st.none() | st.floats(0.01, 2)), max_size=8),
+)
+def test_changing_to_the_same_changes_nothing(
+    spec: DirectionSpec, sizes: list[int], steps: list[tuple[float, float | None]]
+) -> None:
+    spec = spec.model_copy(update={"outages": ()})  # these would begin anew
+    steady, changed = direction(spec), direction(spec)
+    for way, changes in ((steady, False), (changed, True)):
+        now = 0.0
+        for flow, size in enumerate(sizes):
+            way.send(flow, size, now)
+        for wait, outage in steps:
+            now += wait
+            if outage is not None:
+                way.interrupt(now, outage)
+            elif changes:
+                way.change(spec, now)
+    wanted, found = (carry(way, [], now=now)[1] for way in (steady, changed))
+    assert [(d.flow, d.size) for d in found] == [(d.flow, d.size) for d in wanted]
+    assert all(abs(a.at - b.at) < 1e-6 for a, b in zip(found, wanted, strict=True))
+
+
 def carried_at_most(spec: DirectionSpec, begin: float, seconds: float) -> float:
     """Bytes that the link can carry in ``seconds`` from ``begin``."""
     if spec.rate_mbit is not None:

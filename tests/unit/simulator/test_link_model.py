@@ -32,8 +32,8 @@ def script(way: LinkDirection, monkeypatch: pytest.MonkeyPatch, *losses: bool) -
     monkeypatch.setattr(way, "_loss", Scripted(*losses))
 
 
-def times(way: LinkDirection, *offers: Offer) -> list[float]:
-    return [delivery.at for delivery in carry(way, offers)[1]]
+def times(way: LinkDirection, *offers: Offer, now: float = 0.0) -> list[float]:
+    return [delivery.at for delivery in carry(way, offers, now=now)[1]]
 
 
 def test_transfer_time_is_serialisation_and_propagation() -> None:
@@ -121,6 +121,46 @@ def test_data_sent_while_the_timer_runs_bring_it_back_too(monkeypatch: pytest.Mo
     assert found == pytest.approx([filled] * 2)
 
 
+def test_a_fast_retransmission_that_is_lost_waits_for_the_plain_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    way = direction(EIGHT, back_ms=30)
+    script(way, monkeypatch, True, False, True)
+    # noticed by the second packet, sent again, and lost again: no timer has expired so far
+    lost_again = 2 * TICK + 0.020 + 0.030 + TICK
+    filled = lost_again + 0.200 + TICK + 0.020
+    assert times(way, Offer(0, "a", 2 * MTU)) == pytest.approx([filled] * 2)
+
+
+def test_only_timers_that_expired_make_the_next_one_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = direction(EIGHT, back_ms=30)
+    script(way, monkeypatch, True, False, True, True, True)
+    lost_again = 2 * TICK + 0.020 + 0.030 + TICK
+    filled = lost_again + (0.200 + TICK) + (0.400 + TICK) + 0.800 + TICK + 0.020
+    assert times(way, Offer(0, "a", 2 * MTU)) == pytest.approx([filled] * 2)
+
+
+def test_later_data_bring_a_lost_retransmission_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = direction(EIGHT, back_ms=30)
+    script(way, monkeypatch, True, False, True)
+    # sent again at 53 ms and lost again; what is sent at 100 ms shows it, long before the timer
+    filled = 0.100 + TICK + 0.020 + 0.030 + TICK + 0.020
+    found = times(way, Offer(0, "a", 2 * MTU), Offer(0.100, "a", MTU))
+    assert found == pytest.approx([filled] * 3)
+
+
+def test_data_that_left_before_a_retransmission_say_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    way = direction(EIGHT, back_ms=1)
+    script(way, monkeypatch, True, *[False] * 29, True)
+    # 30 packets: the second shows the loss at 24 ms, behind 14 others in the queue; those that left
+    # before the retransmission arrive after it was lost, and show nothing
+    lost_again = 31 * TICK
+    filled = lost_again + 0.200 + TICK + 0.020
+    assert times(way, Offer(0, "a", 30 * MTU)) == pytest.approx([filled] * 30)
+
+
 def test_a_gap_holds_up_its_own_flow_only(monkeypatch: pytest.MonkeyPatch) -> None:
     way = direction(EIGHT, back_ms=30)
     script(way, monkeypatch, True)
@@ -190,6 +230,67 @@ def test_a_change_counts_for_what_is_still_in_the_queue() -> None:
     assert [d.at for d in carry(way, [], now=TICK)[1]] == pytest.approx(
         [TICK + 0.020, second, 21 * TICK + 0.005]
     )
+
+
+@pytest.mark.parametrize("limit", ["rate", "trace"])
+def test_changes_do_not_begin_the_packet_at_the_head_anew(limit: str) -> None:
+    carrier: dict[str, object] = {"rate_mbit": 0.1}
+    if limit == "trace":  # a packet of two opportunities, which come every 60 ms from each change
+        carrier = {"trace": Trace(name="t", opportunities_ms=(60,)), "mtu_bytes": 3_000}
+    spec = DirectionSpec.model_validate(carrier)
+    way = direction(spec)
+    size = spec.mtu_bytes
+    assert way.send("a", 3 * size, 0.0) == 3 * size
+    found = []
+    for tenth in range(1, 8):
+        found += way.collect(tenth / 10)
+        way.change(spec, tenth / 10)
+    found += carry(way, [], now=0.7)[1]
+    if limit == "rate":  # 120 ms each, however often it changes
+        assert [d.at for d in found] == pytest.approx([0.120, 0.240, 0.360])
+    else:  # at 60 ms, 160 ms, 260 ms, ...
+        assert [d.at for d in found] == pytest.approx([0.160, 0.360, 0.560])
+
+
+def test_the_share_that_has_left_counts_at_the_new_rate() -> None:
+    way = direction(DirectionSpec(rate_mbit=0.1))
+    way.send("a", MTU, 0.0)
+    way.change(DirectionSpec(rate_mbit=0.2), 0.080)  # two thirds have left
+    assert way.next_time() == pytest.approx(0.100)
+    way.change(DirectionSpec(trace=Trace(name="t", opportunities_ms=(7, 9))), 0.090)
+    assert [d.at for d in carry(way, [], now=0.090)[1]] == pytest.approx([0.097])
+
+
+def test_nothing_leaves_during_outages_that_are_over_when_the_link_changes() -> None:
+    way = direction(DirectionSpec(rate_mbit=0.1))
+    way.send("a", MTU, 0.0)
+    way.interrupt(0.010, 0.050)
+    way.interrupt(0.070, 0.100)
+    way.change(DirectionSpec(rate_mbit=0.1), 0.180)
+    # 10 ms, 10 ms and 10 ms of the 120 have passed
+    assert [d.at for d in carry(way, [], now=0.180)[1]] == pytest.approx([0.270])
+
+
+def test_a_change_does_not_end_an_interruption() -> None:
+    way = direction(EIGHT)
+    way.interrupt(1.0, 10.0)
+    way.send("a", MTU, 2.0)
+    way.change(DirectionSpec(rate_mbit=0.8), 3.0)
+    way.change(DirectionSpec(delay_ms=5), 4.0)
+    assert [d.at for d in carry(way, [], now=4.0)[1]] == pytest.approx([11.005])
+    way.change(EIGHT, 20.0)
+    assert times(way, Offer(20.0, "a", MTU), now=20.0) == pytest.approx([20.0 + TICK + 0.020])
+
+
+def test_a_change_begins_traces_and_outages_and_ends_the_old_ones() -> None:
+    trace = Trace(name="t", opportunities_ms=(70, 100))
+    spec = DirectionSpec(trace=trace, outages=(Outage(start_s=0.060, duration_s=0.020),))
+    way = direction(spec)
+    way.send("a", MTU, 0.0)
+    way.change(spec, 0.065)
+    assert way.next_time() == pytest.approx(0.165), "the opportunity at 135 ms is in the outage"
+    way.change(DirectionSpec(), 0.130)
+    assert way.next_time() == 0.130
 
 
 def test_a_trace_gives_fifteen_hundred_bytes_an_opportunity() -> None:
@@ -267,6 +368,31 @@ def test_a_seed_repeats_everything_and_another_does_not() -> None:
 
     assert run(5) == run(5)
     assert run(5) != run(6)
+
+
+def test_a_change_with_a_seed_begins_all_chance_anew() -> None:
+    spec = preset("lossy-wifi")
+    offers = [Offer(n * 0.01, n % 3, 5_000) for n in range(300)]
+
+    def run(link: Link, seed: int | None, start: float) -> tuple[list[float], list[float]]:
+        link.change(spec, start, seed=seed)
+        shifted = [Offer(start + at, flow, size) for at, flow, size in offers]
+        up, down = (
+            [d.at - start for d in carry(way, shifted, now=start)[1]]
+            for way in (link.up, link.down)
+        )
+        assert up != down
+        return up, down
+
+    link = Link(spec, seed=1)
+    first = run(link, 9, 0.0)
+    other = run(link, 10, 1_000.0)
+    unseeded = run(link, None, 2_000.0)
+    again = run(link, 9, 3_000.0)
+    for now, then in zip(again, first, strict=True):
+        assert now == pytest.approx(then, abs=1e-6)
+    assert first not in (other, unseeded)
+    assert run(Link(spec, seed=1), 9, 0.0) == run(Link(spec, seed=2), 9, 0.0) == first
 
 
 def test_the_two_ways_of_a_link_have_chance_of_their_own() -> None:
