@@ -38,7 +38,11 @@ class LocalCloud:
         self.address = ""
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            self._folder.cleanup()
+            raise
         return self
 
     async def __aexit__(
@@ -47,11 +51,13 @@ class LocalCloud:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.stop()
-        self._folder.cleanup()
+        try:
+            await self.stop()
+        finally:
+            self._folder.cleanup()
 
     async def start(self) -> None:
-        """Start the process and wait until it listens."""
+        """Start the process and wait until it listens; without success none is left."""
         port_file = Path(self._folder.name) / "port"
         port_file.unlink(missing_ok=True)
         log = self._log or Path(self._folder.name) / "log"
@@ -65,16 +71,23 @@ class LocalCloud:
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=sink, stderr=sink
             )
         deadline = asyncio.get_running_loop().time() + _READY_SECONDS
-        while not port_file.exists():
-            if self._process.returncode is not None:
-                tail = log.read_text(errors="replace").strip()[-800:]
-                raise CloudUnavailableError(f"the local cloud did not start: {tail}")
-            if asyncio.get_running_loop().time() > deadline:
-                await self.stop()
-                raise CloudUnavailableError(f"the local cloud is silent after {_READY_SECONDS} s")
-            await asyncio.sleep(_POLL_SECONDS)
+        try:
+            while not port_file.exists():
+                self._check_start(log, deadline)
+                await asyncio.sleep(_POLL_SECONDS)
+        except BaseException:
+            await self.kill()  # it serves nobody yet
+            raise
         self.address = port_file.read_text().strip()
         self._port = int(self.address.rpartition(":")[2])  # a restart keeps the address
+
+    def _check_start(self, log: Path, deadline: float) -> None:
+        assert self._process is not None
+        if self._process.returncode is not None:
+            tail = log.read_text(errors="replace").strip()[-800:]
+            raise CloudUnavailableError(f"the local cloud did not start: {tail}")
+        if asyncio.get_running_loop().time() > deadline:
+            raise CloudUnavailableError(f"the local cloud is silent after {_READY_SECONDS} s")
 
     async def stop(self) -> None:
         """Ask it to drain; kill it if it does not."""
@@ -92,6 +105,8 @@ class LocalCloud:
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 await process.wait()
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
             process.kill()
             await process.wait()
+            if isinstance(error, asyncio.CancelledError):
+                raise

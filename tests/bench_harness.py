@@ -13,6 +13,7 @@ from simulator.bench.plan import BenchPrompt, Plan, Task
 from simulator.bench.registry import parse_entrant
 from simulator.bench.report import ReportContext
 from simulator.bench.results import Results, sum_up
+from simulator.bench.sessions import Session
 
 CONTENDERS = ("cloud-only", "naive-split", "blocking@0.8", "standalone", "llama.cpp")
 LAYERS = 6
@@ -25,15 +26,22 @@ BEHAVIOUR: dict[str, tuple[float, float, float, float]] = {
     "standalone": (0.010, 0, 0.0, 0.5),
     "llama.cpp": (0.015, 0, 0.0, 0.8),
 }
+BUNDLE: dict[str, Any] = {
+    "name": "tiny", "source": "seed 0", "recipe": "ab" * 32, "layers": LAYERS, "cut": 2,
+    "exits": ["exit1 after layer 2"],
+}  # fmt: skip
 
 
 def plan_of(
-    contenders: tuple[str, ...] = CONTENDERS, rtts: tuple[float, ...] = (0, 100), repeats: int = 2
+    contenders: tuple[str, ...] = CONTENDERS,
+    rtts: tuple[float, ...] = (0, 100),
+    repeats: int = 2,
+    prompts: tuple[str, ...] = ("one", "two"),
 ) -> Plan:
     return Plan(
         entrants=tuple(parse_entrant(name) for name in contenders),
         links=tuple(cell(rtt, 10) for rtt in rtts),
-        prompts=(BenchPrompt("one", (1, 2, 3)), BenchPrompt("two", (4, 5))),
+        prompts=tuple(BenchPrompt(text, (1, 2, 3)) for text in prompts),
         repeats=repeats,
         costly_repeats=1,
         unshaped=named("loopback"),
@@ -86,37 +94,42 @@ def record_of(task: Task) -> dict[str, Any]:
 
 def filled(plan: Plan, folder: Path) -> Results:
     """The results of a plan whose measurements :func:`record_of` makes up."""
-    with Journal(folder, {"made": "up"}) as journal:
+    with Journal(folder, {"made": "up"}, environment_of().as_record()) as journal:
         for task in plan.tasks():
             if task.key not in journal:
                 journal.add(task.key, record_of(task))
         return sum_up(plan, journal, LAYERS)
 
 
-def context_of(**changes: Any) -> ReportContext:
-    environment = Environment(
-        date="2030-01-02 03:04 UTC",
-        processor="Abacus 9",
-        cores=2,
-        logical_processors=4,
-        memory_gib=8.0,
-        system="Linux 6 x86_64",
-        python="3.11.0",
-        packages={"numpy": "2.0"},
-        commit="0123456789ab",
-        bundle={
-            "name": "tiny", "source": "seed 0", "recipe": "ab" * 32, "layers": LAYERS, "cut": 2,
-            "exits": ["exit1 after layer 2"],
-        },
-        load=changes.pop("load", 0.0),
-    )  # fmt: skip
+def environment_of(**changes: Any) -> Environment:
     plain: dict[str, Any] = {
-        "environment": environment,
+        "date": "2030-01-02 03:04 UTC",
+        "processor": "Abacus 9",
+        "cores": 2,
+        "logical_processors": 4,
+        "memory_gib": 8.0,
+        "system": "Linux 6 x86_64",
+        "python": "3.11.0",
+        "packages": {"numpy": "2.0"},
+        "commit": "0123456789ab",
+        "bundle": BUNDLE,
+        "load": 0.0,
+    }
+    return Environment(**(plain | changes))
+
+
+def context_of(**changes: Any) -> ReportContext:
+    plain: dict[str, Any] = {
+        "sessions": (Session(environment_of(), 40),),
+        "bundle": BUNDLE,
         "command": "tandem bench",
-        "settings": {"max_tokens": TOKENS, "threads": None, "bundle": "x", "machine": "y"},
+        "settings": {
+            "max_tokens": TOKENS, "precision": "int8", "threads": None, "bundle": "x",
+            "machine": "Abacus 9, 2 cores",
+        },
         "prompts": "2 of its own",
         "repeats": "2",
         "plots": {},
         "left_out": {},
-    }
+    }  # fmt: skip
     return ReportContext(**(plain | changes))

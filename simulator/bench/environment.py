@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from edge.exit_model import physical_cores
 from shared.model_bundle import ModelBundle
 from simulator.bench.plan import bundle_identity
+from simulator.bench.stored import read_stored
 
 _PACKAGES = (
     "tandem", "numpy", "onnxruntime", "torch", "grpcio", "protobuf", "tokenizers", "zstandard",
@@ -23,8 +26,8 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Environment:
-    """The machine, the software and the model; ``load`` is the load average at the start, which
-    should be near 0."""
+    """The machine, the software and the model; ``load`` is the load average before anything of the
+    benchmark started, which should be near 0."""
 
     date: str
     processor: str
@@ -42,6 +45,17 @@ class Environment:
         """Plain data."""
         return asdict(self)
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """The inverse of :meth:`as_record`; a :class:`~shared.errors.ConfigurationError` where
+        another version wrote it."""
+        return read_stored(cls, record, "the environment of a session")
+
+    @property
+    def code(self) -> str:
+        """The version of the code: the commit, or where none is known the package's version."""
+        return self.commit or f"version {self.packages.get('tandem', 'unknown')}"
+
     @property
     def machine(self) -> str:
         """What measurements that are compared must share."""
@@ -49,7 +63,7 @@ class Environment:
 
     @property
     def busy(self) -> bool:
-        """Whether something else was running when the benchmark began."""
+        """Whether something else was running when the session began."""
         return self.load is not None and self.load > 0.3 * self.cores
 
 
@@ -64,7 +78,7 @@ def look_around(bundle: ModelBundle) -> Environment:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages={name: found for name in _PACKAGES if (found := _version(name))},
-        commit=_commit(),
+        commit=commit_of(Path(__file__).parent),
         bundle=_bundle(bundle),
         load=_load(),
     )
@@ -123,24 +137,31 @@ def _load() -> float | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit this code is from, with ``+`` where files differ from it."""
-    folder = Path(__file__).parent
+def commit_of(folder: Path) -> str | None:
+    """The commit that the code in ``folder`` is from; where Python files outside of tests differ
+    from it, ``+`` and a digest of how.  A report that is written anew makes no other code."""
     commit = _git(folder, "rev-parse", "--short=12", "HEAD")
     if not commit:
         return None
     # an installed package may lie inside somebody else's repository
     if _git(folder, "ls-files", "--error-unmatch", "../local_cloud.py") is None:
         return None
-    return commit + ("+" if _git(folder, "status", "--porcelain", "-uno") else "")
+    code = (":(top)*.py", ":(top,exclude)tests")
+    changes = _git_bytes(folder, "diff", "HEAD", "--no-ext-diff", "--", *code)
+    return f"{commit}+{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    output = _git_bytes(folder, *arguments)
+    return None if output is None else output.decode(errors="replace").strip()
+
+
+def _git_bytes(folder: Path, *arguments: str) -> bytes | None:
     try:
         done = subprocess.run(  # noqa: S603  our own arguments
             ["git", *arguments],  # noqa: S607
-            cwd=folder, capture_output=True, text=True, timeout=20, check=True,
+            cwd=folder, capture_output=True, timeout=20, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return done.stdout

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from shared.errors import LinkError
@@ -104,9 +105,8 @@ def _way_later(way: DirectionSpec, seconds: float) -> DirectionSpec:
 
 def _outage_later(outage: Outage, seconds: float) -> Outage | None:
     start = outage.start_s - seconds
-    if outage.every_s is not None:
-        while start < 0:  # the rest of one under way is left out
-            start += outage.every_s
+    if outage.every_s is not None and start < 0:  # the rest of one under way is left out
+        start += outage.every_s * ceil(-start / outage.every_s)
     if start < 0:
         return None
     return outage.model_copy(update={"start_s": start})

@@ -53,10 +53,13 @@ class LlamaCpp:
         return {"token_ids": tokens, "seconds": seconds, "first_token_seconds": first}
 
     def _next(self, tokens: Sequence[int]) -> int:
-        array = (self._llama.llama_token * len(tokens))(*tokens)
-        batch = self._llama.llama_batch_get_one(array, len(tokens))
-        if code := self._llama.llama_decode(self._model.ctx, batch):
-            raise RuntimeError(f"llama_decode gave {code}")
+        most = self._model.n_batch  # llama_decode aborts the process at more
+        for start in range(0, len(tokens), most):
+            chunk = tokens[start : start + most]
+            array = (self._llama.llama_token * len(chunk))(*chunk)
+            batch = self._llama.llama_batch_get_one(array, len(chunk))
+            if code := self._llama.llama_decode(self._model.ctx, batch):
+                raise RuntimeError(f"llama_decode gave {code}")
         logits = self._llama.llama_get_logits_ith(self._model.ctx, -1)
         return int(np.ctypeslib.as_array(logits, (self._vocabulary,)).argmax())
 

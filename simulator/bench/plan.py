@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from shared.model_bundle import ModelBundle, Precision
 from simulator.bench.links import BenchLink
 from simulator.bench.registry import Entrant, Kind
 
-# answers of one link begin so many seconds apart in its traces and outages
-_STRIDE_SECONDS = 37.0
+# answers begin within so many milliseconds of a link's traces and outages
+_STRETCH_MS = 3_600_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,17 @@ class Task:
     link: BenchLink
     prompt: BenchPrompt
     repeat: int
-    starts_at: float = 0.0
+
+    @property
+    def starts_at(self) -> float:
+        """Seconds into the link's traces and outages at which the answer begins: the same for
+        every contender, another for each prompt and repeat, whatever else the plan holds."""
+        return _digest(self.prompt.identity, self.repeat) % _STRETCH_MS / 1e3
+
+    def noise_seed(self, seed: int) -> int:
+        """Of the link's chance during this answer, unsigned 64 bits: the same for every contender,
+        another for each link, prompt and repeat."""
+        return _digest(seed, self.link.identity, self.prompt.identity, self.repeat)
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -117,13 +127,16 @@ class Plan:
         if (timeline := self.timeline()) is not None:
             yield timeline
 
+    def complete_in(self, measured: Container[tuple[str, ...]]) -> bool:
+        """Whether all of it is ``measured``, by :attr:`Task.key`."""
+        return all(task.key in measured for task in self.tasks())
+
     def _timings(self, link: BenchLink) -> Iterator[Task]:
         for repeat in range(self.repeats):
             for number, prompt in enumerate(self.prompts):
-                starts_at = (repeat * len(self.prompts) + number) * _STRIDE_SECONDS
                 for entrant in rotated(self.entrants, repeat + number):
                     if repeat < self.repeats_of(entrant):
-                        yield Task("timing", entrant, link, prompt, repeat, starts_at)
+                        yield Task("timing", entrant, link, prompt, repeat)
 
     def repeats_of(self, entrant: Entrant) -> int:
         """How often an entrant is timed on each link and prompt."""
@@ -136,19 +149,26 @@ class Plan:
         entrant = next(asks, None)
         if entrant is None:
             return None
-        return Task("timeline", entrant, self.middle_link(), self.prompts[0], 0)
+        return Task("timeline", entrant, middle_link(self.links), self.prompts[0], 0)
 
-    def middle_link(self) -> BenchLink:
-        """The link whose round trip is in the middle, the faster one where several share it."""
-        order = sorted(self.links, key=lambda link: link.spec.rtt_ms)
-        middle = order[len(order) // 2].spec.rtt_ms
-        return max(
-            (link for link in order if link.spec.rtt_ms == middle),
-            key=lambda link: link.rate_mbit or 0.0,
-        )
+
+def middle_link(links: Sequence[BenchLink]) -> BenchLink:
+    """The link whose round trip is in the middle, the faster one where several share it."""
+    order = sorted(links, key=lambda link: link.spec.rtt_ms)
+    middle = order[len(order) // 2].spec.rtt_ms
+    return max(
+        (link for link in order if link.spec.rtt_ms == middle),
+        key=lambda link: link.rate_mbit or 0.0,
+    )
 
 
 def rotated(entrants: Sequence[Entrant], by: int) -> list[Entrant]:
     """``entrants`` with another one first."""
     first = by % len(entrants)
     return [*entrants[first:], *entrants[:first]]
+
+
+def _digest(*parts: object) -> int:
+    """Unsigned 64 bits that depend on every part."""
+    text = ":".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

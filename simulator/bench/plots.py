@@ -5,17 +5,18 @@ Colour says who: blues are Tandem's, greys and browns what it competes with.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from simulator.bench.journal import Record
+from edge.timeline import Upload, Wait
 from simulator.bench.links import BenchLink
 from simulator.bench.plan import Task
 from simulator.bench.registry import Kind
-from simulator.bench.results import Results
+from simulator.bench.results import Results, StoredTimeline
 
 _PALETTE = {
     Kind.OURS: ("#1f77b4", "#17becf", "#08306b", "#6baed6", "#2ca02c", "#98df8a"),
@@ -72,8 +73,8 @@ def time_against_round_trip(results: Results) -> Figure | None:
 
 
 def time_split(results: Results) -> Figure:
-    """Where a token's time goes on the link in the middle of the list."""
-    link = _middle(results)
+    """Where a token's time goes on the link in the middle."""
+    link = results.middle
     rows = [row for e in results.entrants if (row := results.row(e.name, link.name))]
     figure = Figure(figsize=(7.5, 0.5 * len(rows) + 1.6))
     axis = figure.subplots()
@@ -92,7 +93,7 @@ def time_split(results: Results) -> Figure:
 
 def bytes_per_token(results: Results) -> Figure | None:
     """Bytes each way, for whoever uses the network."""
-    link = _middle(results)
+    link = results.middle
     rows = [
         row
         for e in results.entrants
@@ -118,7 +119,7 @@ def bytes_per_token(results: Results) -> Figure | None:
 
 def frontier(results: Results) -> Figure:
     """Quality against what it costs: tokens asked of the cloud, and time per token."""
-    link = _middle(results)
+    link = results.middle
     figure = Figure(figsize=(9.5, 3.8))
     left, right = figure.subplots(1, 2, sharey=True)
     for name, style in _styles(results).items():
@@ -138,7 +139,7 @@ def frontier(results: Results) -> Figure:
     return figure
 
 
-def timeline(task: Task, record: Record) -> Figure:
+def timeline(task: Task, stored: StoredTimeline) -> Figure:
     """One answer as it happened: edge, upload, cloud, stall.
 
     The edge's clock knows when it worked and waited.  An upload is drawn as the link carries it
@@ -146,16 +147,16 @@ def timeline(task: Task, record: Record) -> Figure:
     trace, as the moment it left.  The cloud's part of a wait is drawn in the middle of what is left
     of it once the uploads have arrived: where exactly, no clock can tell.
     """
-    events, began = record["events"], float(record["began"])
-    sent = uploads(events["uploads"], task.link)
-    end = max([*(e["stop"] for e in events["work"]), *(e["stop"] for e in events["waits"]), began])
+    events, began = stored.events, stored.began
+    sent = uploads(events.uploads, task.link)
+    end = max([*(e.stop for e in events.work), *(e.stop for e in events.waits), began])
     figure = Figure(figsize=(11, 2.9))
     axis = figure.subplots()
     lanes: list[tuple[str, list[tuple[float, float]], str]] = [
-        ("edge", [(e["start"], e["stop"]) for e in events["work"]], "#1f77b4"),
+        ("edge", [(e.start, e.stop) for e in events.work], "#1f77b4"),
         ("upload", sent, "#9467bd"),
-        ("cloud", [cloud_part(wait, sent) for wait in events["waits"]], "#ff7f0e"),
-        ("stall", [(e["start"], e["stop"]) for e in events["waits"]], "#d62728"),
+        ("cloud", [cloud_part(wait, sent) for wait in events.waits], "#ff7f0e"),
+        ("stall", [(e.start, e.stop) for e in events.waits], "#d62728"),
     ]
     for place, (_, spans, colour) in enumerate(lanes):
         bars = [(start - began, max(stop - start, (end - began) / 2000)) for start, stop in spans]
@@ -169,30 +170,24 @@ def timeline(task: Task, record: Record) -> Figure:
     return figure
 
 
-def uploads(events: list[dict[str, Any]], link: BenchLink) -> list[tuple[float, float]]:
+def uploads(events: Sequence[Upload], link: BenchLink) -> list[tuple[float, float]]:
     """From when a message left the edge to when the link has brought it, by rate and delay."""
     way = link.spec.up
     spans, free = [], 0.0
     for event in events:
-        start = float(event["time"])
-        free = max(free, start) + 8e-6 * event["size"] / (way.rate_mbit or float("inf"))
-        spans.append((start, free + way.delay_ms / 1e3 if way.trace is None else start))
+        free = max(free, event.time) + 8e-6 * event.size / (way.rate_mbit or float("inf"))
+        arrived = free + way.delay_ms / 1e3 if way.trace is None else event.time
+        spans.append((event.time, arrived))
     return spans
 
 
-def cloud_part(wait: dict[str, Any], sent: list[tuple[float, float]]) -> tuple[float, float]:
+def cloud_part(wait: Wait, sent: list[tuple[float, float]]) -> tuple[float, float]:
     """The cloud's seconds within a wait, after every upload that arrives during it."""
-    start, stop, seconds = wait["start"], wait["stop"], wait["cloud_seconds"]
+    start, stop, seconds = wait.start, wait.stop, wait.cloud_seconds
     arrivals = [arrived for _, arrived in sent if start < arrived <= stop - seconds]
     start = max([start, *arrivals])
     rest = max(0.0, stop - start - seconds) / 2
     return start + rest, stop - rest
-
-
-def _middle(results: Results) -> BenchLink:
-    if results.timeline is not None:
-        return results.timeline[0].link
-    return results.links[len(results.links) // 2]
 
 
 def _styles(results: Results) -> dict[str, dict[str, Any]]:

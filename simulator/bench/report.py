@@ -9,8 +9,13 @@ from typing import Any
 from simulator.bench import paper
 from simulator.bench.environment import Environment
 from simulator.bench.losses import RIVALS, TOLERANCE, Loss, find_losses
+from simulator.bench.markdown import either, table
 from simulator.bench.registry import Kind
-from simulator.bench.results import Results, Row
+from simulator.bench.report_tables import columns, grid, link_table
+from simulator.bench.results import Results
+from simulator.bench.sessions import Session
+
+_TIME = "time per token"
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,8 @@ class ReportContext:
     """What the report says beside the figures.
 
     Attributes:
+        sessions: the runs that the measurements are from.
+        bundle: as an environment has it.
         command: a command that makes it again, without paths.
         settings: as the journal has them.
         prompts: how many, and where from.
@@ -25,13 +32,19 @@ class ReportContext:
         left_out: contenders that could not run, and why.
     """
 
-    environment: Environment
+    sessions: tuple[Session, ...]
+    bundle: dict[str, Any]
     command: str
     settings: dict[str, Any]
     prompts: str
     repeats: str
     plots: dict[str, str]
     left_out: dict[str, str]
+
+    @property
+    def environments(self) -> list[Environment]:
+        """Those that are known."""
+        return [s.environment for s in self.sessions if s.environment is not None]
 
 
 def write_report(results: Results, context: ReportContext) -> str:
@@ -41,22 +54,35 @@ def write_report(results: Results, context: ReportContext) -> str:
         _losses(results),
         _environment(context),
         _contenders(results, context),
-        _meaning(),
+        columns(),
         _grid(results, context),
-        *(_link_table(results, link.name, link.summary) for link in results.links),
+        *(link_table(results, link.name, link.summary) for link in results.links),
         _figures(context),
-        _paper(results),
+        _paper(results, context),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def _head(context: ReportContext) -> str:
-    lines = ["# Benchmark results", "", f"Made by `{context.command}`."]
-    if context.environment.busy:
+    lines = ["# Benchmark results", "", f"Written by `{context.command}`."]
+    total = sum(session.measurements for session in context.sessions)
+    for session in context.sessions:
+        some = f"{session.measurements} of {total} measurements"
+        env = session.environment
+        if env is None:
+            lines += ["", f"Where, when and under which load {some} were made is not known."]
+        elif env.busy:
+            lines += [
+                "",
+                f"**The machine was busy when a session of {some} began ({env.date}, load "
+                f"{env.load:g}): their times are not to be relied on.**",
+            ]
+    versions = list(dict.fromkeys(session.code for session in context.sessions))
+    if len(versions) > 1:
         lines += [
             "",
-            f"**The machine was busy when this began (load {context.environment.load}): the times "
-            "below are not to be relied on.**",
+            f"**These measurements are of {len(versions)} versions of the code "
+            f"({', '.join(versions)}), mixed on request.**",
         ]
     return "\n".join(lines)
 
@@ -64,15 +90,19 @@ def _head(context: ReportContext) -> str:
 def _losses(results: Results) -> str:
     losses = find_losses(results)
     rivals = [rival for rival in RIVALS if results.has(rival)]
+    title = "## Where Tandem loses"
+    if not rivals:
+        return "\n".join([title, "", "Nobody to compare with took part."])
     text = [
-        "## Where Tandem loses",
+        title,
         "",
-        f"Found in the figures below: everything in which a contender of ours is more than "
-        f"{TOLERANCE:.0%} worse than {_or(rivals)} (quality: any difference).",
+        f"Found in the figures below: where a contender of ours is worse than {either(rivals)}: "
+        f"by more than {TOLERANCE:.0%} in time per token, time to the first token or bytes per "
+        "token each way, link by link, or by anything at all in agreement, equal answers or "
+        "ROUGE-L. Not compared: bytes with a rival that sends none, the cloud's work, memory, "
+        "energy.",
         "",
     ]
-    if not rivals:
-        return "\n".join([*text[:2], "Nobody to compare with took part."])
     if not losses:
         return "\n".join([*text, "Nowhere in these measurements."])
     text += [*_sentences(results, losses), ""]
@@ -86,31 +116,29 @@ def _losses(results: Results) -> str:
         )
         for loss in losses
     ]
-    return "\n".join([*text, _table(("contender", "in", "loses to", "on", "by"), rows)])
+    return "\n".join([*text, table(("contender", "in", "loses to", "on", "by"), rows)])
 
 
 def _sentences(results: Results, losses: Sequence[Loss]) -> list[str]:
     """One line a contender and rival about time: the first thing to know."""
     lines = []
     slower = {(loss.contender, loss.rival): loss for loss in losses if loss.measure == _TIME}
+    more = f"more than {TOLERANCE:.0%} slower per token than"
     for contender in results.of_kind(Kind.OURS):
         for rival in RIVALS:
             if not results.has(rival):
                 continue
             loss = slower.get((contender, rival))
             if loss is None:
-                lines.append(f"- `{contender}` is nowhere slower than `{rival}`.")
+                lines.append(f"- `{contender}` is nowhere {more} `{rival}`.")
             elif len(loss.links) == loss.out_of:
-                lines.append(f"- `{contender}` is **slower than `{rival}` on every link**.")
+                lines.append(f"- `{contender}` is **{more} `{rival}` on every link**.")
             else:
                 lines.append(
-                    f"- `{contender}` is slower than `{rival}` on {len(loss.links)} of "
+                    f"- `{contender}` is {more} `{rival}` on {len(loss.links)} of "
                     f"{loss.out_of} links."
                 )
     return lines
-
-
-_TIME = "time per token"
 
 
 def _links_of(loss: Loss) -> str:
@@ -124,17 +152,26 @@ def _links_of(loss: Loss) -> str:
 
 
 def _environment(context: ReportContext) -> str:
-    env = context.environment
-    memory = "unknown" if env.memory_gib is None else f"{env.memory_gib:g} GiB"
-    bundle = env.bundle
+    known, bundle = context.environments, context.bundle
     rows = [
-        ("date", env.date),
-        ("processor", f"{env.processor}, {env.cores} cores ({env.logical_processors} logical)"),
-        ("memory", memory),
-        ("system", f"{env.system}, Python {env.python}"),
-        ("packages", ", ".join(f"{name} {version}" for name, version in env.packages.items())),
-        ("code", env.commit or "no commit known"),
-        ("load at the start", "unknown" if env.load is None else f"{env.load:g}"),
+        (
+            "processor",
+            _every(
+                f"{e.processor}, {e.cores} cores ({e.logical_processors} logical)" for e in known
+            ),
+        ),
+        (
+            "memory",
+            _every("unknown" if e.memory_gib is None else f"{e.memory_gib:g} GiB" for e in known),
+        ),
+        ("system", _every(f"{e.system}, Python {e.python}" for e in known)),
+        (
+            "packages",
+            _every(
+                ", ".join(f"{name} {version}" for name, version in e.packages.items())
+                for e in known
+            ),
+        ),
         ("model", f"{bundle['name']}: {bundle['source']}, {bundle['layers']} layers"),
         ("exits", f"{', '.join(bundle['exits']) or 'none'}; cut after layer {bundle['cut']}"),
         ("bundle", f"`{bundle['recipe'][:16]}`"),
@@ -148,121 +185,39 @@ def _environment(context: ReportContext) -> str:
     ]
     text = (
         "Cloud, link and edge are processes of one machine and share its cores; every byte goes "
-        "over TCP through the shaped link. Each answer opens a connection and a session of its own."
+        "over TCP through the shaped link. Each answer opens a connection and a session of its "
+        "own; the naive split opens a connection for each answer and a session for each token."
     )
-    return "\n".join(["## Environment and settings", "", _table(("", ""), rows), "", text])
+    lines = ["## Environment and settings", "", table(("", ""), rows), ""]
+    lines += ["Measured in:", "", _sessions(context.sessions), "", text]
+    return "\n".join(lines)
+
+
+def _sessions(sessions: Sequence[Session]) -> str:
+    """Where and when: one line each."""
+    rows = []
+    for session in sessions:
+        env = session.environment
+        load = "unknown" if env is None or env.load is None else f"{env.load:g}"
+        date = "unknown" if env is None else env.date
+        rows.append((date, session.measurements, load, session.code))
+    return table(("session", "measurements", "load as it began", "code"), rows)
 
 
 def _contenders(results: Results, context: ReportContext) -> str:
     rows = [(e.name, e.family.kind.value, e.family.summary) for e in results.entrants]
-    lines = ["## Contenders", "", _table(("name", "whose", "what it is"), rows)]
+    lines = ["## Contenders", "", table(("name", "whose", "what it is"), rows)]
     if context.left_out:
         out = "; ".join(f"`{name}`: {reason}" for name, reason in context.left_out.items())
         lines += ["", f"Left out: {out}."]
     return "\n".join(lines)
 
 
-def _meaning() -> str:
-    return "\n".join(
-        [
-            "## What the columns say",
-            "",
-            "Times are of the edge's clock, from the prompt's token ids to the last token; models "
-            "are loaded and warm. A prompt counts with the repeat whose total is the median, so "
-            "`edge + cloud + link = total`; prompts are summed.",
-            "",
-            "- **edge**: everything on the device. The paper's *edge cost*.",
-            "- **cloud**: of the waits for a token, what the cloud says it took: from the "
-            "question's arrival to the answer. The paper's *cloud cost*, as far as it was waited "
-            "for.",
-            "- **link**: the rest of the waits: round trips, transfer, connection set-up. The "
-            "paper's *communication cost*. Uploads behind the edge's back cost no time here; "
-            "they show under bytes.",
-            "- **stall**: cloud + link, the edge waiting.",
-            "- **asked**: share of tokens that the cloud decided. **work**: share of the model's "
-            "layer-work done in the cloud.",
-            "- **agree**: teacher-forced along the full model's greedy answer, the share of "
-            "positions at which it says the same token. **exact** and **ROUGE-L**: its own, "
-            "free-running answers against the full model's. The full model is the one in the "
-            "cloud, float32; quality is measured on an unshaped link, on which it does not depend.",
-            "- **up**, **down**: bytes per token, gRPC and HTTP/2 framing estimated.",
-        ]
-    )
-
-
 def _grid(results: Results, context: ReportContext) -> str:
-    rtts = sorted({link.rtt_ms for link in results.links if link.rtt_ms is not None})
-    rates = sorted({link.rate_mbit for link in results.links if link.rate_mbit is not None})
-    if not rtts or not results.has("cloud-only"):
-        return ""
-    cells = {(link.rtt_ms, link.rate_mbit): link.name for link in results.links}
-    lines = [
-        "## Round trip × rate: time per token, as a ratio to cloud-only",
-        "",
-        "Below 1 is faster than cloud-only on the same link; **bold** is slower.",
-    ]
-    for entrant in results.entrants:
-        if entrant.name == "cloud-only":
-            continue
-        rows = []
-        for rtt in rtts:
-            ratios = [
-                None if (name := cells.get((rtt, rate))) is None
-                else results.ratio(entrant.name, name)
-                for rate in rates
-            ]  # fmt: skip
-            rows.append((f"{rtt:g} ms", *(_ratio(ratio) for ratio in ratios)))
-        head = ("round trip", *(f"{rate:g} Mbit/s" for rate in rates))
-        lines += ["", f"`{entrant.name}`", "", _table(head, rows)]
-    if "time-against-round-trip" in context.plots:
-        lines += ["", _image(context, "time-against-round-trip", "time per token by round trip")]
-    return "\n".join(lines)
-
-
-def _link_table(results: Results, link: str, summary: str) -> str:
-    head = (
-        "contender", "total s", "ms/token", "first token s", "edge s", "cloud s", "link s",
-        "stall s", "up B/token", "down B/token", "asked", "work", "agree", "exact", "ROUGE-L",
-    )  # fmt: skip
-    rows = [_cells(results, row) for e in results.entrants if (row := results.row(e.name, link))]
-    lines = [f"## Link {link}", "", f"{summary}.", "", _table(head, rows)]
-    broken = [
-        f"{row.broken} of {e.name}"
-        for e in results.entrants
-        if (row := results.row(e.name, link)) and row.broken
-    ]
-    if broken:
-        lines += ["", f"Connections that broke off and were taken up again: {', '.join(broken)}."]
-    return "\n".join(lines)
-
-
-def _cells(results: Results, row: Row) -> tuple[str, ...]:
-    quality = results.quality.get(row.contender)
-    split = row.split
-    shown = (
-        ("", "", "")
-        if quality is None
-        else (
-            f"{quality.agreement:.1%}",
-            f"{quality.exact_match:.0%}",
-            f"{quality.rouge_l:.3f}",
-        )
-    )
-    return (
-        row.contender,
-        f"{split.total:.2f}",
-        f"{1e3 * row.seconds_per_token:.1f}",
-        f"{row.first_token:.3f}",
-        f"{split.edge:.2f}",
-        f"{split.cloud:.2f}",
-        f"{split.link:.2f}",
-        f"{split.stall:.2f}",
-        f"{row.per_token(row.uploaded):,.0f}",
-        f"{row.per_token(row.downloaded):,.0f}",
-        f"{row.request_rate:.0%}",
-        "?" if row.cloud_layer_share is None else f"{row.cloud_layer_share:.0%}",
-        *shown,
-    )
+    text = grid(results)
+    if text and "time-against-round-trip" in context.plots:
+        text += "\n\n" + _image(context, "time-against-round-trip", "time per token by round trip")
+    return text
 
 
 def _figures(context: ReportContext) -> str:
@@ -283,73 +238,34 @@ def _figures(context: ReportContext) -> str:
     return "\n\n".join(["## Figures", *images, note])
 
 
-def _paper(results: Results) -> str:
-    rows = [(figure.what, figure.figure, figure.source) for figure in paper.FIGURES]
-    lines = ["## The paper's figures", "", _table(("what", "the paper", "read in"), rows), ""]
-    lines += [paper.NOT_FOUND, "", "Beside them, ours:", ""]
-    lines += [_table(("what", "ours"), _ours(results)), "", "What differs:", ""]
-    lines += [_table(("", "the paper", "here"), paper.DIFFERENCES)]
-    return "\n".join(lines)
-
-
-def _ours(results: Results) -> list[tuple[str, str]]:
-    """Our counterparts of the paper's figures: on the link in the middle, and at best."""
-    link = results.timeline[0].link.name if results.timeline else results.links[0].name
-    rows = []
-    for name in ("cloud-only", "naive-split", *results.of_kind(Kind.OURS)):
-        row = results.row(name, link)
-        if row is not None:
-            rows.append((f"{name} on {link}: total", f"{row.split.total:.2f} s"))
-            rows.append((f"{name}: tokens asked of the cloud", f"{row.request_rate:.1%}"))
-            sent = f"{(row.uploaded + row.downloaded) / 1e3:,.0f} kB"
-            rows.append((f"{name}: data both ways", sent))
-    saved = [
-        (1 - ratio, contender, link_.name)
-        for contender in results.of_kind(Kind.OURS)
-        for link_ in results.links
-        if contender != "standalone" and (ratio := results.ratio(contender, link_.name))
+def _paper(results: Results, context: ReportContext) -> str:
+    link, bundle = results.middle, context.bundle
+    here = paper.Here(
+        model=f"{bundle['name']}, {', '.join(bundle['exits']) or 'no exits'} of "
+        f"{bundle['layers']} (trained by this project)",
+        machine=str(context.settings["machine"]),
+        precision=str(context.settings["precision"]),
+        prompts=context.prompts,
+    )
+    lines = ["## Beside the paper", "", paper.SAYS, ""]
+    lines += [
+        f"Ours are totals over all prompts, where nothing else is said, on `{link.name}`, the link "
+        "in the middle. Model, machine and network differ, so only relations can be compared, and "
+        "those with care.",
+        "",
+        table(
+            ("what", "the paper", "here", "the paper's read in"), paper.comparison(results, here)
+        ),
+        "",
+        paper.NOT_FOUND,
     ]
-    if saved:
-        best, contender, where = max(saved)
-        text = f"{best:.1%} ({contender} on {where})"
-        rows.append(
-            ("time per token saved against cloud-only with the cloud's help, at best", text)
-        )
-    return rows
+    return "\n".join(lines)
 
 
 def _image(context: ReportContext, name: str, title: str) -> str:
     return f"![{title}]({context.plots[name]})"
 
 
-def _ratio(ratio: float | None) -> str:
-    if ratio is None:
-        return ""
-    text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:,.0f}"
-    return f"**{text}**" if ratio > 1 else text
-
-
-def _or(names: Sequence[str]) -> str:
-    return " or ".join(f"`{name}`" for name in names)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; the first column left, figures right."""
-    body = [[_cell(cell) for cell in row] for row in rows]
-    figures = [
-        bool(body) and all(_is_figure(row[index]) for row in body) for index in range(len(head))
-    ]
-    lines = [
-        "| " + " | ".join(head) + " |",
-        "|" + "|".join("---:" if right else "---" for right in figures) + "|",
-    ]
-    lines += ["| " + " | ".join(row) + " |" for row in body]
-    return "\n".join(lines)
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).replace("|", "\\|").split())
-
-
-def _is_figure(text: str) -> bool:
-    return text.strip("*")[:1].isdigit() or text in ("", "?")
+def _every(values: Iterable[str]) -> str:
+    """Each value once, or that none is known."""
+    return "; ".join(dict.fromkeys(values)) or "unknown"

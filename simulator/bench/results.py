@@ -6,11 +6,32 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edge.timeline import Timeline
 from simulator.bench.answer import Answer, TimeSplit
-from simulator.bench.journal import Journal, Record
+from simulator.bench.journal import Journal
 from simulator.bench.links import BenchLink
-from simulator.bench.plan import Plan, Task
+from simulator.bench.plan import Plan, Task, middle_link
 from simulator.bench.registry import Entrant, Kind
+from simulator.bench.stored import read_stored
+
+
+@dataclass(frozen=True)
+class StoredQuality:
+    """What a record of quality must hold: positions of the full model's answer, at how many of
+    them the contender agrees, whether its own answer is the same, and ROUGE-L."""
+
+    positions: int
+    agreeing: int
+    exact: bool
+    rouge_l: float
+
+
+@dataclass(frozen=True)
+class StoredTimeline:
+    """What a record of a timeline must hold."""
+
+    began: float
+    events: Timeline
 
 
 @dataclass(frozen=True)
@@ -33,13 +54,15 @@ class Row:
     The repeat whose total is the median stands for a prompt (the lower one of two), so its parts
     add up; prompts are summed.  ``first_token`` is the mean over prompts of the median over
     repeats.  ``cloud_busy`` is the cloud model's time, waited for or not; ``cloud_layer_share`` the
-    share of the model's layer-work done there.  Both are ``None`` where a session broke off, as
+    layer-work done there relative to one full pass over prompts and answers, which is more than 1
+    where a context is computed more than once.  Both are ``None`` where a session broke off, as
     it did ``broken`` times in all repeats.
     """
 
     contender: str
     link: str
     split: TimeSplit
+    answers: int
     tokens: int
     first_token: float
     uploaded: int
@@ -83,7 +106,12 @@ class Results:
     links: tuple[BenchLink, ...]
     rows: dict[tuple[str, str], Row]
     quality: dict[str, Quality]
-    timeline: tuple[Task, Record] | None
+    timeline: tuple[Task, StoredTimeline] | None
+
+    @property
+    def middle(self) -> BenchLink:
+        """The link that stands for all where one must."""
+        return middle_link(self.links)
 
     def row(self, contender: str, link: str) -> Row | None:
         """A contender on a link, if it was measured."""
@@ -106,9 +134,14 @@ class Results:
 
 
 def sum_up(plan: Plan, journal: Journal, layers: int) -> Results:
-    """Figures of a plan whose every task is in the journal; ``layers`` is the model's depth."""
+    """Figures of a plan whose every task is in the journal; ``layers`` is the model's depth.
+
+    Raises:
+        ConfigurationError: a record that another version of the code wrote in another form.
+    """
     timings: dict[tuple[str, str], dict[str, list[Answer]]] = {}
-    quality: dict[str, list[Record]] = {}
+    quality: dict[str, list[StoredQuality]] = {}
+    timeline: tuple[Task, StoredTimeline] | None = None
     prompt_tokens = {prompt.identity: len(prompt.ids) for prompt in plan.prompts}
     for task in plan.tasks():
         record = journal[task.key]
@@ -116,8 +149,10 @@ def sum_up(plan: Plan, journal: Journal, layers: int) -> Results:
             prompts = timings.setdefault((task.entrant.name, task.link.name), {})
             prompts.setdefault(task.prompt.identity, []).append(Answer.from_record(record))
         elif task.kind == "quality":
-            quality.setdefault(task.entrant.name, []).append(record)
-    timeline = plan.timeline()
+            stored = read_stored(StoredQuality, record, "a measured quality")
+            quality.setdefault(task.entrant.name, []).append(stored)
+        else:
+            timeline = task, read_stored(StoredTimeline, record, "a measured timeline")
     return Results(
         entrants=plan.entrants,
         links=plan.links,
@@ -126,7 +161,7 @@ def sum_up(plan: Plan, journal: Journal, layers: int) -> Results:
             for (contender, link), prompts in timings.items()
         },
         quality={name: _quality(records) for name, records in quality.items()},
-        timeline=None if timeline is None else (timeline, journal[timeline.key]),
+        timeline=timeline,
     )
 
 
@@ -162,6 +197,7 @@ def _row(
             sum(split.cloud for split in splits),
             sum(split.link for split in splits),
         ),
+        answers=len(answers),
         tokens=sum(len(answer.token_ids) for answer in answers),
         first_token=sum(firsts) / len(firsts),
         uploaded=sum(answer.uploaded_bytes for answer in answers),
@@ -183,10 +219,9 @@ def _sum_of_known(values: Sequence[float | int | None]) -> float | None:
     return float(sum(known)) if len(known) == len(values) else None
 
 
-def _quality(records: Sequence[Record]) -> Quality:
+def _quality(stored: Sequence[StoredQuality]) -> Quality:
     return Quality(
-        agreement=sum(r["agreeing"] for r in records)
-        / max(1, sum(r["positions"] for r in records)),
-        exact_match=sum(bool(r["exact"]) for r in records) / len(records),
-        rouge_l=sum(r["rouge_l"] for r in records) / len(records),
+        agreement=sum(s.agreeing for s in stored) / max(1, sum(s.positions for s in stored)),
+        exact_match=sum(s.exact for s in stored) / len(stored),
+        rouge_l=sum(s.rouge_l for s in stored) / len(stored),
     )

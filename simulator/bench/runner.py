@@ -40,7 +40,7 @@ class Runner:
 
     async def open(self, stack: AsyncExitStack, entrants: Sequence[Entrant], bench: Bench) -> None:
         """Make the contenders and let each say a few words."""
-        await self._link.become(self._plan.unshaped.spec)
+        await self._link.become(self._plan.unshaped.spec, 0)  # it has no chance
         for entrant in entrants:
             opening = entrant.family.open(bench, entrant.argument)
             contender = await stack.enter_async_context(opening)
@@ -50,7 +50,7 @@ class Runner:
     async def measure(self, task: Task) -> Record:
         """One line of the journal."""
         later = started_later(task.link.spec, task.starts_at)
-        await self._link.become(later)
+        await self._link.become(later, task.noise_seed(self._settings.seed))
         try:
             match task.kind:
                 case "quality":

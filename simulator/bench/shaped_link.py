@@ -67,12 +67,13 @@ class ShapedLink:
         await self._stop()
         self._log.close()
 
-    async def become(self, spec: LinkSpec) -> None:
-        """Be like ``spec``, its traces and outages from their beginning."""
-        await asyncio.to_thread(self._put, spec.model_dump_json().encode())
+    async def become(self, spec: LinkSpec, seed: int) -> None:
+        """Be like ``spec``, its traces and outages from their beginning, its chance from ``seed``
+        (unsigned 64 bits)."""
+        await asyncio.to_thread(self._put, f"/link?seed={seed}", spec.model_dump_json().encode())
 
-    def _put(self, body: bytes) -> None:
-        request = urllib.request.Request(f"{self._control}/link", data=body, method="PUT")  # noqa: S310  loopback, from our own child
+    def _put(self, path: str, body: bytes) -> None:
+        request = urllib.request.Request(self._control + path, data=body, method="PUT")  # noqa: S310  loopback, from our own child
         try:
             with urllib.request.urlopen(request, timeout=_CONTROL_SECONDS):  # noqa: S310
                 pass
@@ -89,9 +90,11 @@ class ShapedLink:
         try:
             async with asyncio.timeout(_STOP_SECONDS):
                 await process.communicate()
-        except (TimeoutError, asyncio.CancelledError):
+        except (TimeoutError, asyncio.CancelledError) as error:
             process.kill()
             await process.wait()
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
 
 def _reason(error: urllib.error.HTTPError) -> str:

@@ -56,15 +56,17 @@ class Vllm:
         return {"token_ids": tokens, "seconds": seconds, "first_token_seconds": first}
 
     def _forced(self, prompt: list[int], forced: list[int]) -> Reply:
-        """What it would say at each position of a given text: one pass over all of it."""
+        """What it would say at each position of a given text: one pass over all but its last
+        token, whose own place is generated."""
         parameters = self._parameters(
             temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False
         )
         started = time.perf_counter()
-        text = {"prompt_token_ids": [*prompt, *forced]}
+        text = {"prompt_token_ids": [*prompt, *forced[:-1]]}
         (output,) = self._llm.generate([text], parameters, use_tqdm=False)
         rows = output.prompt_logprobs[len(prompt) :]
         tokens = [max(row, key=lambda token: row[token].logprob) for row in rows]
+        tokens.append(output.outputs[0].token_ids[0])
         seconds = time.perf_counter() - started
         return {"token_ids": tokens, "seconds": seconds, "first_token_seconds": seconds}
 

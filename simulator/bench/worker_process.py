@@ -95,9 +95,11 @@ class WorkerProcess:
                 process.stdin.close()
             async with asyncio.timeout(_STOP_SECONDS):
                 await process.wait()
-        except (TimeoutError, asyncio.CancelledError):
+        except (TimeoutError, asyncio.CancelledError) as error:
             process.kill()
             await process.wait()
+            if isinstance(error, asyncio.CancelledError):
+                raise
         finally:
             self._log.close()
 

@@ -26,6 +26,7 @@ from tests.edge_harness import PROMPTS, edge_and_cloud, full_answer, ids_of, opt
 
 COMMAND = [sys.executable, "-m", "shared.cli", "bench"]
 SECONDS = 240
+ROOT = Path(__file__).parents[2]
 CONTENDERS = ("cloud-only", "naive-split", "blocking@0.8", "standalone")
 SMALL = [
     "--precision", "float32", "--limit", "2", "--repeats", "1", "--rtt", "10", "--rate", "20",
@@ -42,7 +43,7 @@ def environment() -> dict[str, str]:
 def bench(*arguments: str, expect: int = 0) -> str:
     done = subprocess.run(
         [*COMMAND, *arguments],
-        capture_output=True, text=True, timeout=SECONDS, env=environment(), check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, env=environment(), check=False,
     )  # fmt: skip
     assert done.returncode == expect, done.stderr
     assert "Traceback" not in done.stderr
@@ -50,8 +51,8 @@ def bench(*arguments: str, expect: int = 0) -> str:
 
 
 def keys_in(folder: Path) -> list[tuple[str, ...]]:
-    lines = (folder / MEASUREMENTS_NAME).read_text().splitlines()
-    return [tuple(json.loads(line)["key"]) for line in lines]
+    lines = [json.loads(line) for line in (folder / MEASUREMENTS_NAME).read_text().splitlines()]
+    return [tuple(line["key"]) for line in lines if "key" in line]
 
 
 def children_of(pid: int) -> list[int]:
@@ -109,6 +110,8 @@ def test_interrupted_resumed_finished_and_refused(tmp_path: Path) -> None:
     assert rows["naive-split"]["uploaded"] > 2 * rows["blocking@0.8"]["uploaded"]
     assert record["quality"]["cloud-only"]["agreement"] == 1.0
     assert record["quality"]["naive-split"]["agreement"] > 0.9
+    made = [session["measurements"] for session in record["sessions"]]
+    assert made == [len(kept), MEASUREMENTS - len(kept)]
     report = (out / "report.md").read_text()
     assert "## Where Tandem loses" in report
     assert str(tmp_path) not in report
@@ -119,6 +122,20 @@ def test_interrupted_resumed_finished_and_refused(tmp_path: Path) -> None:
     refusal = bench(*SMALL, "--max-tokens", "5", "--out", str(out), expect=2)
     assert "max_tokens was 4, is 5" in refusal
     assert (out / MEASUREMENTS_NAME).read_bytes() == before
+
+    # what other code measured is shown, but added to on request alone
+    lines = [json.loads(line) for line in before.decode().splitlines()]
+    for line in lines:
+        if "session" in line:
+            line["session"]["commit"] = "0123456789ab"
+    text = [json.dumps(line) + "\n" for line in lines]
+    (out / MEASUREMENTS_NAME).write_text("".join(text))
+    bench(*arguments)
+    (out / MEASUREMENTS_NAME).write_text("".join(text[:-1]))  # the timeline is to be made again
+    assert "made by 0123456789ab, this is " in bench(*arguments, expect=2)
+    bench(*arguments, "--mix-versions")
+    assert "2 versions of the code (0123456789ab, " in (out / "report.md").read_text()
+    assert keys_in(out) == keys
 
 
 def test_help_shows_examples() -> None:
@@ -143,6 +160,9 @@ def test_help_shows_examples() -> None:
         (["--gguf", "none.gguf"], "none.gguf cannot be read"),
         (["--max-tokens", "100000"], "tokens; "),
         (["--precision", "int4"], "has no int4 edge"),
+        (["--report", "."], "--report '.' is not the name of a .md file"),
+        (["--report", "results"], "--report 'results' is not the name of a .md file"),
+        (["--report", "pyproject.toml/results.md"], "pyproject.toml is not a folder"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_starts(

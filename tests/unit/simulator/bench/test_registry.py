@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+from edge.context_source import ContextCodec
 from edge.generation import Mode
 from shared.errors import ConfigurationError
-from simulator.bench import registry
-from simulator.bench.registry import Family, Kind, load_contenders, parse_entrant, register
+from simulator.bench import registry, tandem_contenders
+from simulator.bench.plan import BenchSettings
+from simulator.bench.registry import (
+    Bench,
+    Family,
+    Kind,
+    load_contenders,
+    parse_entrant,
+    register,
+)
 from simulator.bench.tandem_contenders import engine_contender
+from tests.edge_harness import edge_engine
+
+DOCUMENTATION = Path(__file__).parents[4] / "docs" / "bench.md"
+NAMES = tuple(load_contenders())
 
 
 def test_the_names_of_the_paper_and_the_peers_are_there() -> None:
@@ -49,3 +65,17 @@ def test_a_new_schedule_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> 
         )
     )  # fmt: skip
     assert parse_entrant("eager@0.8").family.summary == "an invented schedule"
+
+
+async def test_the_documentation_registers_what_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_FAMILIES", dict(load_contenders()))
+    text = DOCUMENTATION.read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, {**vars(tandem_contenders)})
+    (new,) = set(registry._FAMILIES) - set(NAMES)
+    settings = BenchSettings(8, ContextCodec.INT8, "float32", 1, 1, 0)
+    async with edge_engine(None) as engine:
+        family = parse_entrant(new).family
+        async with family.open(Bench(engine, settings, None), None) as contender:
+            assert isinstance(contender, tandem_contenders.EngineContender)
+            assert contender._options.context is ContextCodec.INT8
