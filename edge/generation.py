@@ -281,7 +281,7 @@ class EdgeGeneration:
         self._state.truncate(min(self._state.positions, token.position))
         self._text[token.position :] = [request.continuation(token)]
         self._drafts.append(_Draft(token))
-        if question.expected and not request.ends_with(token):  # the cloud goes on from it
+        if question.unfinished and not request.ends_with(token):  # the cloud goes on from it
             self._cloud.follow()
             self._cloud.offer(len(self._text))
             self._drafts.append(_Draft(None, question))

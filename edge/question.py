@@ -46,6 +46,11 @@ class Question:
         """Whether an answer waits to be read."""
         return not self.answers.empty()
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is an answer to read, now or later."""
+        return self.ready or self.expected > 0
+
     def answer(self, decision: Decision) -> None:
         """Take the decision at :attr:`next_position`."""
         if not self.answered:

@@ -295,6 +295,7 @@ async def test_a_fault_of_the_model_reaches_one_session_and_its_reason_only_the_
         await rude.open()
         with failing(shared_server.batcher.model, broken, rows=3):
             await rude.send(Context(0, PROMPT[:3]))
+            await rude.send(Escalate(3))
             message = await fails_with(rude, CloudInternalError)
         assert "secret" not in message
         assert "secret of the cloud" in caplog.text
@@ -311,6 +312,7 @@ async def test_logs_hold_no_prompt(
         await client.open()
         with failing(shared_server.batcher.model, RuntimeError("broken"), rows=3):
             await client.send(Context(0, secret))
+            await client.send(Escalate(3))
             await fails_with(client, CloudInternalError)
         await client.open()
         await client.send(Context(0, (*secret, 999_777)))
@@ -481,7 +483,8 @@ async def test_a_full_byte_budget_ends_the_session_that_asks_for_more(spare: int
     async with serving(limits=limits) as server, edge(server, BUNDLE) as rude:
         async with bystander(server, BUNDLE, FULL):
             await rude.open()
-            await rude.send(Context(0, PROMPT))  # catching up with it is what fails the second time
+            await rude.send(Context(0, PROMPT))
+            await rude.send(Escalate(START))  # this is what fails the second time
             await fails_with(rude, BudgetExceededError)
         await rude.open()  # now that the bystander is gone, there is room
         await rude.send(Context(0, PROMPT))

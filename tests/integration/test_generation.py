@@ -191,13 +191,14 @@ async def test_tokens_arrive_one_by_one_and_leaving_early_ends_the_session() -> 
 
 async def test_the_record_has_the_documented_fields_and_is_json() -> None:
     async with edge_and_cloud() as engine:
-        result = await engine.generate(PROMPTS[0], options_for(threshold=0.3))
+        result = await engine.generate(PROMPTS[0], options_for(threshold=0.3, window=0))
     record = json.loads(json.dumps(result.as_record()))
     assert list(record) == [
-        "text", "token_ids", "origins", "prompt_tokens", "mode", "schedule", "threshold",
-        "seconds", "first_token_seconds", "stall_seconds", "escalations", "rollbacks",
-        "uploaded_bytes", "downloaded_bytes",
+        "text", "token_ids", "origins", "prompt_tokens", "mode", "plan", "schedule",
+        "threshold", "alone", "seconds", "first_token_seconds", "stall_seconds", "escalations",
+        "rollbacks", "discarded", "uploaded_bytes", "downloaded_bytes",
     ]  # fmt: skip
+    assert record["plan"] == "blocking@0.3, fp16"
     assert record["schedule"] == "blocking"
     assert len(record["token_ids"]) == len(record["origins"])
     assert record["escalations"] == record["origins"].count("cloud")

@@ -138,6 +138,8 @@ PLAIN = Case(6, 0.1, 0, False, 0.0, 0, True, 4, (0.003,), ())
 @example(case=PLAIN)
 @example(case=replace(PLAIN, tokens=False, cuts=(12, 30)))
 @example(case=replace(PLAIN, burst=3, cuts=(9, 21, 40)))
+# the burst's answers lie there before the correction is read
+@example(case=replace(PLAIN, burst=3, verified=True, temperature=0.7, seed=3, delays=(0.01,)))
 @example(case=replace(PLAIN, burst=BURST_UNLIMITED, cuts=(15,)))
 @example(case=replace(PLAIN, verified=True, threshold=0.0, cuts=(20,)))
 def test_optimistic_says_what_blocking_says(case: Case) -> None:

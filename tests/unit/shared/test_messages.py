@@ -24,9 +24,9 @@ from shared.errors import (
     TandemError,
 )
 from shared.messages import (
-    PROTOCOL_VERSION,
     MAX_ERROR_CHARACTERS,
     MAX_POSITIONS,
+    PROTOCOL_VERSION,
     CloudMessage,
     Context,
     EdgeMessage,
@@ -44,7 +44,7 @@ from shared.tensor_codec import EncodedTensor, Encoding
 
 def opening(**changes: Any) -> pb.EdgeMessage:
     fields: dict[str, Any] = {
-        "protocol_version": 1,
+        "protocol_version": PROTOCOL_VERSION,
         "session_id": b"s" * 16,
         "bundle_fingerprint": b"f" * 32,
         "sampling": pb.Sampling(temperature=0.7, top_p=0.9, seed=3),
