@@ -58,6 +58,11 @@ class CloudEndpoint:
             )
 
     @property
+    def on_this_machine(self) -> bool:
+        """Whether the address is of the loopback interface."""
+        return is_loopback(self.address.rpartition(":")[0].strip("[]"))
+
+    @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """gRPC metadata of every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()

@@ -196,6 +196,11 @@ class CloudSession:
         if fault is not None and not isinstance(fault, TandemError):
             raise fault  # ours were told to whoever waited for a decision
 
+    @property
+    def shares_this_machine(self) -> bool:
+        """Whether the cloud works on the edge's own cores."""
+        return self._endpoint.on_this_machine
+
     def offer(self, positions: int) -> None:
         """Context 0 .. ``positions`` - 1 may be sent; returns at once."""
         if self._astray:
@@ -435,8 +440,7 @@ class CloudSession:
         question = next(waiting, None)
         if question is None:
             return
-        if self._observer is not None:
-            self._observe(self._observer, question, decision)
+        self._observe(question, decision)
         question.answer(decision)
         if question.corrected and question.answered == 1:
             # the cloud ignores what follows, and until the edge knows, so does this side
@@ -451,11 +455,14 @@ class CloudSession:
         else:
             del self._questions[question.position]
 
-    def _observe(self, observer: Observer, question: Question, decision: Decision) -> None:
+    def _observe(self, question: Question, decision: Decision) -> None:
         now, cloud_seconds = self._clock(), decision.cloud_microseconds / 1e6
-        in_burst = question.answered > 0
-        observer.decided(now - question.heard_at, cloud_seconds, in_burst=in_burst)
-        question.heard_at = now
+        seconds, question.heard_at = now - question.heard_at, now
+        if not question.answered:
+            question.first_seconds = seconds
+        if (observer := self._observer) is None:
+            return
+        observer.decided(seconds, cloud_seconds, in_burst=question.answered > 0)
         if self._first_upload is not None and not self._answered_before:
             began, size = self._first_upload
             observer.uploaded(size, now - began - cloud_seconds)

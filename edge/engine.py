@@ -323,6 +323,7 @@ class Generation:
             self._cloud,
             self._statistics,
             steering=self._steering,
+            earlier_round_trip=engine.monitor.conditions().rtt_seconds,
             clock=engine.clock,
         ).tokens(request)
 

@@ -21,6 +21,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from edge.drafting import DraftWorth
 from edge.exit_policy import ExitPolicy
 from edge.plan import Plan
 from shared.clock import Clock, monotonic
@@ -158,12 +159,17 @@ class EdgeGeneration:
         statistics: GenerationStatistics,
         *,
         steering: Steering | None = None,
+        earlier_round_trip: float | None = None,
         clock: Clock = monotonic,
     ) -> None:
         self._model, self._state, self._plan = model, state, plan
         self._worker, self._cloud, self._clock = worker, cloud, clock
         self._text, self._statistics = token_ids, statistics
         self._steering = steering
+        shared = cloud is not None and cloud.shares_this_machine
+        self._worth = DraftWorth(
+            plan.least_chance, shared_cores=shared, earlier_round_trip=earlier_round_trip
+        )
         self._drafts: deque[_Draft] = deque()
 
     async def tokens(self, request: GenerationRequest) -> AsyncGenerator[GeneratedToken, None]:
@@ -188,12 +194,12 @@ class EdgeGeneration:
 
     def _must_wait(self, request: GenerationRequest) -> bool:
         """Whether drafting on makes no sense: the answer may end here, the cloud must speak first,
-        the window is full, or too many guesses would have to be right."""
+        the window is full, or too many guesses would have to be right for it to pay."""
         newest = self._drafts[-1].token
         if newest is None or request.ends_with(newest):
             return True
         asked = [d.token.confidence or 0.0 for d in self._drafts if d.question and d.token]
-        return len(asked) > self._plan.window or math.prod(asked) < self._plan.least_chance
+        return len(asked) > self._plan.window or math.prod(asked) < self._worth.least_chance
 
     async def _draft(self, request: GenerationRequest) -> None:
         """Take in the text so far and judge the next token at the exits; ask where need be."""
@@ -211,8 +217,10 @@ class EdgeGeneration:
                 token = replace(token, alone=True)
             else:
                 question = self._ask(request, token)
+        took = self._clock() - began
+        self._worth.drafted(took)
         if self._steering is not None:
-            self._steering.drafted(self._clock() - began)
+            self._steering.drafted(took)
         self._drafts.append(_Draft(token, question, accepted))
         if token is not None:
             self._text.append(request.continuation(token))
@@ -298,6 +306,8 @@ class EdgeGeneration:
             self._statistics.stall_seconds += self._clock() - since
         else:
             self._statistics.waited(since, self._clock(), decision)
+            if decision.position == question.position:
+                self._worth.answered(question.first_seconds, decision.cloud_microseconds / 1e6)
         return decision
 
     def _go_alone(self, question: Question) -> None:

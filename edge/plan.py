@@ -34,8 +34,8 @@ class Plan:
         codec: how context travels.
         verified: every accepted token is checked by the cloud as well, so that the text is the
             full model's.
-        least_chance: below this probability that every guess in flight is right the edge waits,
-            since what it drafts would most likely be for nothing and only fill the link.
+        least_chance: below this probability that every guess in flight is right the edge waits;
+            ``None`` weighs what there is to win (:mod:`edge.drafting`).
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -43,7 +43,7 @@ class Plan:
     burst: int = 0
     codec: ContextCodec = ContextCodec.FP16
     verified: bool = False
-    least_chance: float = 0.1
+    least_chance: float | None = None
 
     def __post_init__(self) -> None:
         ExitPolicy(self.threshold)

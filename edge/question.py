@@ -24,6 +24,7 @@ class Question:
     corrected: bool = False
     asked: bool = False  # on the connection at hand
     heard_at: float = 0.0  # when it was asked, or answered last
+    first_seconds: float = 0.0  # from asking to the first answer
 
     @property
     def next_position(self) -> int:

@@ -21,7 +21,7 @@ from edge.engine import GenerationOptions, GenerationResult
 from edge.exit_model import ExitModel
 from edge.exit_policy import ExitPolicy
 from edge.generation import Mode
-from edge.plan import BURST_UNLIMITED
+from edge.plan import BURST_UNLIMITED, Plan
 from shared.sampling import Sampling
 from tests.cloud_harness import full_model, settings_for, tiny_bundle
 from tests.edge_harness import PROMPTS, BreakableLink, edge_engine, full_answer, ids_of
@@ -33,6 +33,14 @@ STOP = tiny_bundle().manifest.tokenizer.stop_token_ids
 @cache
 def edge_model() -> ExitModel:
     return ExitModel(tiny_bundle(), "float32", threads=1)
+
+
+class Reckless(GenerationOptions):
+    """Drafts on whether it pays or not."""
+
+    @property
+    def plan(self) -> Plan:
+        return replace(super().plan, least_chance=0.0)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Case:
     seed: int
     tokens: bool
     window: int
+    reckless: bool
     delays: tuple[float, ...]
     cuts: tuple[int, ...]
 
@@ -56,7 +65,7 @@ class Case:
 
     @property
     def options(self) -> GenerationOptions:
-        return GenerationOptions(
+        return (Reckless if self.reckless else GenerationOptions)(
             Mode.COLLABORATIVE,
             threshold=self.threshold,
             max_tokens=MAX_TOKENS,
@@ -78,6 +87,7 @@ CASES = st.builds(
     seed=st.integers(0, 2**64 - 1),
     tokens=st.booleans(),
     window=st.integers(1, 12),
+    reckless=st.booleans(),
     delays=st.lists(st.sampled_from([0.0, 0.0005, 0.003, 0.01]), min_size=1, max_size=6).map(tuple),
     cuts=st.lists(st.integers(6, 60), max_size=3, unique=True).map(tuple),
 ).map(lambda case: case if case.tokens else replace(case, burst=0))
@@ -130,7 +140,7 @@ async def answers(case: Case) -> tuple[GenerationResult, GenerationResult, list[
         return blocking, generation.result(), shown
 
 
-PLAIN = Case(6, 0.1, 0, False, 0.0, 0, True, 4, (0.003,), ())
+PLAIN = Case(6, 0.1, 0, False, 0.0, 0, True, 4, True, (0.003,), ())
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
