@@ -61,5 +61,5 @@ class Timeline:
 
     def wait(self, start: float, stop: float, decision: Decision) -> None:
         """Note a wait for ``decision``."""
-        seconds = decision.cloud_microseconds / 1e6
+        seconds = min(stop - start, decision.cloud_microseconds / 1e6)
         self.waits.append(Wait(start, stop, decision.position, seconds))

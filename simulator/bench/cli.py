@@ -15,7 +15,8 @@ from edge import options as opt
 from edge.context_source import ContextCodec
 
 CONTENDERS = (
-    "cloud-only,naive-split,blocking@0.8,blocking@0.9,blocking@1.0,standalone,llama.cpp,vllm-cpu"
+    "cloud-only,naive-split,blocking@0.8,blocking@0.9,blocking@1.0,optimistic@0.8,verified,"
+    "auto-latency,auto-cost,standalone,llama.cpp,vllm-cpu"
 )
 _FULL: dict[str, Any] = {
     "limit": None, "max_tokens": 96, "repeats": 3, "rtt": "0,20,50,100,150", "rate": "1,10,100",

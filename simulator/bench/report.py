@@ -185,8 +185,9 @@ def _environment(context: ReportContext) -> str:
     ]
     text = (
         "Cloud, link and edge are processes of one machine and share its cores; every byte goes "
-        "over TCP through the shaped link. Each answer opens a connection and a session of its "
-        "own; the naive split opens a connection for each answer and a session for each token."
+        "over TCP through the shaped link. Each answer opens a session of its own on a "
+        "connection that is kept; the naive split opens a connection for each answer and a session "
+        "for each token."
     )
     lines = ["## Environment and settings", "", table(("", ""), rows), ""]
     lines += ["Measured in:", "", _sessions(context.sessions), "", text]

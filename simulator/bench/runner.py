@@ -151,7 +151,8 @@ async def _processes(
         )
         engine = EdgeEngine(bundle, settings.precision, threads=settings.threads, endpoint=patient)
         try:
-            yield engine, link
+            async with engine.connected():
+                yield engine, link
         finally:
             engine.close()
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from edge.controller import Aim, Wishes
 from edge.engine import GenerationOptions
 from edge.generation import Mode
 from edge.timeline import Timeline
@@ -86,6 +87,19 @@ register(
         open=engine_contender(Mode.COLLABORATIVE, verified=True),
     )
 )
+for _aim, _summary in {
+    Aim.LATENCY: "the controller picks whatever it expects to be fastest, at an agreement of 0.9",
+    Aim.COST: "the controller asks as little of the cloud as an agreement of 0.95 allows",
+    Aim.QUALITY: "the controller verifies every token",
+}.items():
+    register(
+        Family(
+            name=f"auto-{_aim.value}",
+            summary=_summary,
+            kind=Kind.OURS,
+            open=engine_contender(Mode.AUTO, wishes=Wishes(_aim)),
+        )
+    )
 register(
     Family(
         name="standalone",
