@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 from cloud.server import CloudServer
 from edge.cloud_channel import CloudEndpoint
 from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
 from edge.generation import Mode
+from edge.plan import Plan
 from shared.model_bundle import ModelBundle
 from shared.sampling import GREEDY, Sampling
 from tests.cloud_harness import full_model, settings_for, tiny_bundle
@@ -18,6 +20,14 @@ from tests.cloud_harness import full_model, settings_for, tiny_bundle
 PROMPTS = tuple(
     tuple((seed * 37 + i * i * 11 + 3) % 256 + 2 for i in range(3 + seed % 9)) for seed in range(20)
 )
+
+
+class Reckless(GenerationOptions):
+    """Drafts on whether it pays or not."""
+
+    @property
+    def plan(self) -> Plan:
+        return replace(super().plan, least_chance=0.0)
 
 
 def options_for(mode: Mode = Mode.COLLABORATIVE, **changes: Any) -> GenerationOptions:

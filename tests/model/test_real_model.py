@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from edge.exit_model import ExitModel
 from edge.generation import Mode
 from shared.chat import Message
 from shared.model_bundle import ModelBundle, Precision
+from shared.sampling import GREEDY, Sampling
 from simulator.evaluation import evaluate
 from simulator.local_cloud import LocalCloud
+from tests.edge_harness import Reckless
 
 BUNDLE = Path(os.environ.get("TANDEM_TEST_BUNDLE", "build/test-bundle"))
 PROMPTS = (
@@ -137,6 +140,43 @@ async def test_deep_tokens_are_unchanged_by_earlier_exits(
             if token.origin == "cloud":
                 assert token.token_id == int(best[token.position - 1]), (prompt, token)
     assert origins == {"exit1", "exit2", "cloud"}
+    engine.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("prompts", "tokens"), [FEW, ALL])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.8, 0.95, 7)], ids=["greedy", "sampled"])
+async def test_optimistic_says_what_blocking_says_and_verified_what_the_full_model_says(
+    bundle: ModelBundle,
+    unsplit: transformers.LlamaForCausalLM,
+    cloud: str,
+    prompts: tuple[str, ...],
+    tokens: int,
+    sampling: Sampling,
+) -> None:
+    engine = engine_for(bundle, "int8", cloud)
+    rollbacks = 0
+    for prompt in prompts:
+        ids = engine.encode_chat([Message("user", prompt)])
+        options = GenerationOptions(
+            Mode.COLLABORATIVE,
+            max_tokens=tokens,
+            sampling=sampling,
+            window=0,
+            context=ContextCodec.TOKENS,
+        )
+        blocking = await engine.generate(ids, options)
+        drafting = Reckless(**{**vars(options), "window": 6})
+        optimistic = await engine.generate(ids, drafting)
+        assert [t.token_id for t in optimistic.tokens] == [t.token_id for t in blocking.tokens]
+        rollbacks += optimistic.statistics.rollbacks
+        verified = await engine.generate(ids, replace(drafting, verified=True))
+        alone = await engine.generate(ids, replace(options, mode=Mode.CLOUD_ONLY))
+        assert [t.token_id for t in verified.tokens] == [t.token_id for t in alone.tokens], prompt
+        if sampling.greedy:
+            wanted = full_answer(unsplit, ids, tokens)
+            assert [t.token_id for t in verified.tokens] == wanted[: len(verified.tokens)], prompt
+    assert rollbacks > 0
     engine.close()
 
 

@@ -21,10 +21,10 @@ from edge.engine import GenerationOptions, GenerationResult
 from edge.exit_model import ExitModel
 from edge.exit_policy import ExitPolicy
 from edge.generation import Mode
-from edge.plan import BURST_UNLIMITED, Plan
+from edge.plan import BURST_UNLIMITED
 from shared.sampling import Sampling
 from tests.cloud_harness import full_model, settings_for, tiny_bundle
-from tests.edge_harness import PROMPTS, BreakableLink, edge_engine, full_answer, ids_of
+from tests.edge_harness import PROMPTS, BreakableLink, Reckless, edge_engine, full_answer, ids_of
 
 MAX_TOKENS = 20
 STOP = tiny_bundle().manifest.tokenizer.stop_token_ids
@@ -33,14 +33,6 @@ STOP = tiny_bundle().manifest.tokenizer.stop_token_ids
 @cache
 def edge_model() -> ExitModel:
     return ExitModel(tiny_bundle(), "float32", threads=1)
-
-
-class Reckless(GenerationOptions):
-    """Drafts on whether it pays or not."""
-
-    @property
-    def plan(self) -> Plan:
-        return replace(super().plan, least_chance=0.0)
 
 
 @dataclass(frozen=True)
