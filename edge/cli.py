@@ -90,13 +90,7 @@ def generate(
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
     loaded = opt.load_bundle(bundle)
     chosen, sampling = opt.choose_mode(mode, cloud), opt.make_sampling(temperature, top_p, seed)
-    given = {
-        "--threshold": threshold is not None,
-        "--schedule blocking": schedule is Schedule.BLOCKING,
-        "--window": window is not None,
-        "--burst": burst > 0,
-        "--verified": verified,
-    }
+    opt.check_schedule_options(chosen, threshold, schedule, window, burst, verified)
     auto = chosen is Mode.AUTO
     options = GenerationOptions(
         mode=chosen,
@@ -114,15 +108,7 @@ def generate(
         window=opt.choose_window(schedule, window),
         burst=burst,
         verified=verified,
-        wishes=opt.make_wishes(
-            chosen,
-            aim,
-            target_agreement,
-            private,
-            cloud_token_price,
-            context,
-            [option for option, was_given in given.items() if was_given],
-        ),
+        wishes=opt.make_wishes(chosen, aim, target_agreement, private, cloud_token_price, context),
         use_exits=not no_exits,
     )
     if auto:

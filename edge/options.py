@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -212,6 +211,34 @@ def choose_window(schedule: Schedule, window: int | None) -> int:
     return 0
 
 
+def check_schedule_options(
+    mode: Mode,
+    threshold: float | None,
+    schedule: Schedule,
+    window: int | None,
+    burst: int,
+    verified: bool,
+) -> None:
+    """Refuse what the mode would silently ignore."""
+    given = {
+        "--schedule blocking": schedule is Schedule.BLOCKING,
+        "--window": window is not None,
+        "--burst": burst > 0,
+        "--verified": verified,
+    }
+    named = [option for option, was_given in given.items() if was_given]
+    if mode is Mode.AUTO and threshold is not None:
+        named.insert(0, "--threshold")
+    if not named or mode is Mode.COLLABORATIVE:
+        return
+    if mode is Mode.AUTO:
+        raise ConfigurationError(f"auto mode chooses for itself: drop {', '.join(named)}")
+    raise ConfigurationError(
+        f"{', '.join(named)}: for edge and cloud together; name a cloud with --cloud and no other "
+        "--mode"
+    )
+
+
 def make_wishes(
     mode: Mode,
     aim: Aim,
@@ -219,16 +246,13 @@ def make_wishes(
     private: bool,
     price: float | None,
     context: ContextCodec | None,
-    fixed: Sequence[str],
 ) -> Wishes:
-    """What ``auto`` mode is to aim at; it chooses for itself what ``fixed`` names."""
-    if mode is not Mode.AUTO:
-        if aim is not Aim.LATENCY or private or price is not None:
-            raise ConfigurationError("--aim, --private and --cloud-token-price are for --mode auto")
-        return NO_WISHES
-    if fixed:
-        raise ConfigurationError(f"auto mode chooses for itself: drop {', '.join(fixed)}")
-    return Wishes(aim, target_agreement, price, private, context)
+    """What ``auto`` mode is to aim at."""
+    if mode is Mode.AUTO:
+        return Wishes(aim, target_agreement, price, private, context)
+    if aim is not Aim.LATENCY or private or price is not None:
+        raise ConfigurationError("--aim, --private and --cloud-token-price are for --mode auto")
+    return NO_WISHES
 
 
 def make_endpoint(

@@ -126,6 +126,12 @@ def evaluate(
     """
     from edge.engine import GenerationOptions  # noqa: PLC0415
 
+    if mode is Mode.AUTO:
+        raise ConfigurationError(
+            "auto mode has no text of its own to evaluate: compare it on links with `tandem bench "
+            "--contenders cloud-only,auto-latency`"
+        )
+    opt.check_schedule_options(mode, threshold, schedule, window, burst, verified)
     loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
         mode,

@@ -16,6 +16,8 @@ from tests.cloud_harness import tiny_bundle
 
 COMMAND = [sys.executable, "-m", "shared.cli"]
 SECONDS = 120
+CLOUD = ["--cloud", "localhost:1"]
+AUTO = [*CLOUD, "--mode", "auto"]
 
 
 def tandem(
@@ -171,6 +173,18 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["prepare", "exits", "--out", "/tmp/x", "--blocks", "1,17"], 2, "at most 16"),
         (["prepare", "exits", "--out", "/tmp/x", "--vocabulary", "-5,1"], 2, "head rows"),
         (["prepare", "exits", "--out", "/tmp/x", "--lots", "3"], 2, "--lots"),
+        (["generate", "x", "--verified"], 2, "--cloud"),
+        (["generate", "x", *CLOUD, "--window", "65"], 2, "--window"),
+        (["generate", "x", *CLOUD, "--schedule", "blocking", "--window", "2"], 2, "optimistic"),
+        (["generate", "x", *CLOUD, "--burst", "2"], 2, "--context tokens"),
+        (["generate", "x", *CLOUD, "--mode", "cloud-only", "--burst", "2"], 2, "--burst"),
+        (["generate", "x", *CLOUD, "--aim", "cost"], 2, "--mode auto"),
+        (["generate", "x", *AUTO, "--threshold", "0.5", "--verified"], 2, "drop --threshold"),
+        (["generate", "x", *AUTO, "--no-exits"], 2, "exits"),
+        (["generate", "x", *AUTO, "--private", "--context", "tokens"], 2, "privacy"),
+        (["generate", "x", *AUTO, "--aim", "quality", "--cloud-token-price", "1"], 2, "price"),
+        (["generate", "x", "--mode", "auto"], 2, "--cloud"),
+        (["evaluate", "--prompts", "/nowhere", "--mode", "auto"], 2, "tandem bench"),
         (["generate", "x", "--top-p", "0"], 2, "top-p"),
         (["generate", " "], 2, "empty"),
         (["generate", "x", "--cloud-ca", "ca.pem"], 2, "--cloud"),
