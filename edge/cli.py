@@ -90,7 +90,9 @@ def generate(
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
     loaded = opt.load_bundle(bundle)
     chosen, sampling = opt.choose_mode(mode, cloud), opt.make_sampling(temperature, top_p, seed)
-    opt.check_schedule_options(chosen, threshold, schedule, window, burst, verified)
+    opt.check_schedule_options(
+        chosen, threshold, schedule, window, burst, verified, use_exits=not no_exits
+    )
     auto = chosen is Mode.AUTO
     options = GenerationOptions(
         mode=chosen,
@@ -108,7 +110,15 @@ def generate(
         window=opt.choose_window(schedule, window),
         burst=burst,
         verified=verified,
-        wishes=opt.make_wishes(chosen, aim, target_agreement, private, cloud_token_price, context),
+        wishes=opt.make_wishes(
+            chosen,
+            aim,
+            target_agreement,
+            private,
+            cloud_token_price,
+            context,
+            greedy=temperature == 0,
+        ),
         use_exits=not no_exits,
     )
     if auto:

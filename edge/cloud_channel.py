@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,27 +93,46 @@ class CloudEndpoint:
 
 
 class Channels:
-    """Hands out the one channel to an endpoint, and a new one for a channel that broke."""
+    """Hands out the one channel to an endpoint, and a new one for a channel that broke.
+
+    One that broke is closed when its last user leaves: closing it cancels all calls on it.
+    """
 
     def __init__(self, endpoint: CloudEndpoint) -> None:
         self._endpoint = endpoint
-        self._channel: grpc.aio.Channel | None = None
+        self._current: grpc.aio.Channel | None = None
+        self._users: Counter[grpc.aio.Channel] = Counter()
 
     def current(self) -> grpc.aio.Channel:
         """The channel to use; it may not have connected yet."""
-        channel = self._channel
+        channel = self._current
         if channel is None:
-            channel = self._channel = self._endpoint.channel()
+            channel = self._current = self._endpoint.channel()
         return channel
 
-    async def replace(self, broken: grpc.aio.Channel) -> None:
-        """Close ``broken``; whoever comes next gets another."""
-        if broken is self._channel:
-            self._channel = None
-        await broken.close()
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[grpc.aio.Channel]:
+        """The current channel, not closed within the block but by :meth:`close`."""
+        channel = self.current()
+        self._users[channel] += 1
+        try:
+            yield channel
+        finally:
+            self._users[channel] -= 1
+            if self._users[channel] <= 0:
+                del self._users[channel]
+                if channel is not self._current:
+                    await channel.close()
+
+    def retire(self, broken: grpc.aio.Channel) -> None:
+        """Whoever comes next gets another channel than ``broken``."""
+        if broken is self._current:
+            self._current = None
 
     async def close(self) -> None:
-        """Close the channel; :meth:`current` would make another."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        """Close every channel; :meth:`current` would make another."""
+        channels = {*self._users, *([self._current] if self._current is not None else [])}
+        self._current = None
+        self._users.clear()
+        for channel in channels:
             await channel.close()

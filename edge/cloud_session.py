@@ -23,12 +23,14 @@ import grpc.aio
 from edge.cloud_channel import Channels, CloudEndpoint
 from edge.question import Question
 from edge.timeline import Timeline
+from edge.upload_backlog import Backlog
 from protos.tandem.v1 import collaboration_pb2 as pb
 from protos.tandem.v1.collaboration_pb2_grpc import CollaborationStub
 from shared.clock import Clock, monotonic
 from shared.errors import (
     AuthenticationError,
     BudgetExceededError,
+    CloudInternalError,
     CloudUnavailableError,
     DeadlineExceededError,
     InvalidMessageError,
@@ -60,6 +62,12 @@ from shared.tensor_codec import EncodedTensor
 FRAMING_BYTES = 14
 _MAX_ROWS = 256
 _PATIENT_ROWS = 16
+# of context in one message: what arrived of it is kept where the connection breaks
+_MESSAGE_BYTES = 32 << 10
+# what a cloud may say today and not tomorrow, and how long a persistent session leaves it alone
+_REFUSALS = (BudgetExceededError, CloudInternalError)
+_REFUSED_SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
 
 _Call: TypeAlias = Any  # grpc.aio.StreamStreamCall; grpc ships no types
 
@@ -111,8 +119,10 @@ class WireCounter:
 class CloudSession:
     """An ``async with`` block around one generation's dealings with the cloud.
 
-    ``channels`` outlive the session where they are given.  Leaving the block asks the cloud what
-    the session cost; without ``patient_close`` only where there is a connection to ask on.
+    ``channels`` outlive the session where they are given.  A ``persistent`` session is for an edge
+    that can do without: it goes on trying also where the cloud is full or failed, and leaving the
+    block does not wait for a cloud that is silent.  ``openings`` counts connections that the
+    cloud took.
     """
 
     def __init__(
@@ -126,21 +136,21 @@ class CloudSession:
         timeline: Timeline | None = None,
         observer: Observer | None = None,
         channels: Channels | None = None,
-        patient_close: bool = True,
+        persistent: bool = False,
     ) -> None:
         self.wire = WireCounter()
         self.closed: Closed | None = None
         self.reconnects = 0
+        self.openings = 0
         self._endpoint = endpoint
         self._source = source
         self._clock = clock
         self._timeline = timeline
         self._observer = observer
-        self._patient_close = patient_close
+        self._persistent = persistent
         self._shared_channels = channels is not None
         self._channels = channels or Channels(endpoint)
-        # when the context of the first question began to be sent, and how much there was of it
-        self._first_upload: tuple[float, int] | None = None
+        self._backlog = Backlog()
         self._answered_before = False
         self._open = Open(
             PROTOCOL_VERSION,
@@ -180,10 +190,11 @@ class CloudSession:
     ) -> None:
         assert self._task is not None
         try:
-            if kind is None and (self._connected or self._patient_close):
+            if kind is None and (self._connected or not self._persistent):
                 self._closing = True
                 self._wake.set()
-                await asyncio.wait([self._task], timeout=self._endpoint.answer_seconds)
+                limit = _CLOSE_SECONDS if self._persistent else self._endpoint.answer_seconds
+                await asyncio.wait([self._task], timeout=limit)
         finally:
             self._ended = True
             self._task.cancel()
@@ -195,6 +206,11 @@ class CloudSession:
         fault = None if self._task.cancelled() else self._task.exception()
         if fault is not None and not isinstance(fault, TandemError):
             raise fault  # ours were told to whoever waited for a decision
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Context that was sent since the last answer, and may still be on its way."""
+        return self._backlog.size
 
     @property
     def shares_this_machine(self) -> bool:
@@ -262,22 +278,22 @@ class CloudSession:
     async def _answer_to(self, question: Question) -> Decision:
         """Wait for the next answer; a connection that stays silent is replaced by a new one."""
         if question.ready:
-            return question.answers.get_nowait()
+            return question.take()
         assert self._task is not None
         endpoint = self._endpoint
         deadline = self._clock() + endpoint.answer_seconds + endpoint.give_up_seconds
-        answer = asyncio.create_task(question.answers.get())
+        arrival = asyncio.create_task(question.arrived.wait())
         try:
             while True:
                 await asyncio.wait(
-                    [answer, self._task],
+                    [arrival, self._task],
                     timeout=endpoint.answer_seconds,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
-                if answer.done():
-                    return answer.result()
+                if question.ready:
+                    return question.take()
                 if self._task.done():
-                    error = self._task.exception()
+                    error = None if self._task.cancelled() else self._task.exception()
                     raise error or CloudUnavailableError("the session with the cloud has ended")
                 if self._clock() >= deadline:
                     raise DeadlineExceededError(
@@ -286,7 +302,7 @@ class CloudSession:
                     )
                 self.give_up_connection()
         finally:
-            answer.cancel()
+            arrival.cancel()
 
     def give_up_connection(self) -> None:
         """Replace a connection that stays silent by a new one."""
@@ -299,22 +315,29 @@ class CloudSession:
         silent_since = self._clock()
         attempt = 0
         while not self._ended:  # a task group may report a child's error in place of a cancellation
-            heard_before = self.wire.downloaded
-            channel = self._channels.current()
+            openings = self.openings
+            delay = min(2.0, 0.05 * 2**attempt)
             try:
-                await self._serve_one_connection(channel)
+                async with self._channels.use() as channel:
+                    try:
+                        await self._serve_one_connection(channel)
+                    except DeadlineExceededError:
+                        # the transport may be half open: another stream on it would be silent too
+                        self._channels.retire(channel)
+                        raise
             except CloudUnavailableError as error:
-                if self.wire.downloaded > heard_before:
-                    silent_since, attempt = self._clock(), 0
+                if self.openings > openings:
+                    silent_since, attempt, delay = self._clock(), 0, 0.05
                 self._check_patience(self._clock() - silent_since, error)
-                if isinstance(error, DeadlineExceededError):
-                    # the transport below may be half open: another stream on it would be silent too
-                    await self._channels.replace(channel)
+            except _REFUSALS:
+                if not self._persistent:
+                    raise
+                delay = _REFUSED_SECONDS
             else:
                 return
             self.reconnects += 1
             attempt += 1
-            await asyncio.sleep(random.uniform(0.5, 1.0) * min(2.0, 0.05 * 2**attempt))  # noqa: S311
+            await asyncio.sleep(random.uniform(0.5, 1.0) * delay)  # noqa: S311
 
     def _check_patience(self, silence: float, error: CloudUnavailableError) -> None:
         """Raise where the cloud has been silent for longer than it may be."""
@@ -334,6 +357,7 @@ class CloudSession:
         """Open, then send and receive until closed; raises a typed error where it breaks."""
         for question in self._questions.values():
             question.asked = False
+        self._backlog = Backlog()
         was_ready = channel.get_state() is grpc.ChannelConnectivity.READY
         began = self._clock()
         stub = CollaborationStub(channel)  # type: ignore[no-untyped-call]
@@ -342,6 +366,7 @@ class CloudSession:
         try:
             opened = await self._open_stream(call)
             self._connected = True
+            self.openings += 1
             if was_ready and self._observer is not None:
                 self._observer.opened(self._clock() - began)
             async with asyncio.TaskGroup() as group:
@@ -374,8 +399,8 @@ class CloudSession:
 
         One message a turn: while it is written the edge may truncate, which then comes first.
         """
-        room = max(1, (opened.max_message_bytes - 1024) // self._source.bytes_per_position)
-        rows = min(room, _MAX_ROWS)
+        size = min(_MESSAGE_BYTES, opened.max_message_bytes - 1024)
+        rows = min(max(1, size // self._source.bytes_per_position), _MAX_ROWS)
         with contextlib.suppress(CloudUnavailableError):  # the receiving task tells why
             while True:
                 self._wake.clear()
@@ -389,6 +414,7 @@ class CloudSession:
                     return
                 elif (question := self._next_question()) is not None:
                     question.asked, question.heard_at = True, self._clock()
+                    self._backlog.asked(question.position, question.heard_at)
                     guess = None if question.answered else question.guess
                     rest = question.expected - 1
                     await self._write(call, Escalate(question.next_position, rest, guess))
@@ -401,8 +427,7 @@ class CloudSession:
                     self._sent = stop
                     began, before = self._clock(), self.wire.uploaded
                     await self._write(call, Context(start, self._source.payload(start, stop)))
-                    if self._first_upload is None:
-                        self._first_upload = began, self.wire.uploaded - before
+                    self._backlog.sent(began, self._clock(), self.wire.uploaded - before)
                 else:
                     await self._wake.wait()
 
@@ -458,15 +483,17 @@ class CloudSession:
     def _observe(self, question: Question, decision: Decision) -> None:
         now, cloud_seconds = self._clock(), decision.cloud_microseconds / 1e6
         seconds, question.heard_at = now - question.heard_at, now
-        if not question.answered:
+        in_burst = question.answered > 0
+        if not in_burst:
             question.first_seconds = seconds
-        if (observer := self._observer) is None:
+        upload = self._backlog.answered(question.position, now - cloud_seconds)
+        first, self._answered_before = not self._answered_before, True
+        if self._observer is None:
             return
-        observer.decided(seconds, cloud_seconds, in_burst=question.answered > 0)
-        if self._first_upload is not None and not self._answered_before:
-            began, size = self._first_upload
-            observer.uploaded(size, now - began - cloud_seconds)
-        self._answered_before = True
+        if upload is not None:
+            self._observer.uploaded(*upload)
+        if in_burst or not first:  # the first answer took the whole prompt along
+            self._observer.decided(seconds, cloud_seconds, in_burst=in_burst)
 
     async def _write(self, call: _Call, body: Open | Context | Escalate | Truncate | Close) -> None:
         self._step += 1
@@ -503,6 +530,9 @@ class CloudSession:
             # gRPC says so too where not the task but the call was cancelled
             if self._given_up is call:
                 raise DeadlineExceededError("the cloud was silent for too long") from None
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                raise CloudUnavailableError("the call was cancelled below") from None
             raise
 
 

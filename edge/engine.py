@@ -281,7 +281,7 @@ class Generation:
             tokens=tuple(self._tokens),
             prompt_tokens=len(self._request.prompt_ids),
             options=self._options,
-            plan=self._plan if self._steering is None else self._steering.plan(),
+            plan=self._plan if self._steering is None else self._steering.current,
             seconds=self._ended - self._started,
             first_token_seconds=self._first_token_at - self._started,
             statistics=self._statistics,
@@ -377,7 +377,7 @@ class Generation:
             timeline=self._statistics.timeline,
             observer=SessionObserver(engine.monitor, run / manifest.architecture.layers),
             channels=engine.channels,
-            patient_close=not auto,
+            persistent=auto,
         )
 
 

@@ -206,6 +206,7 @@ class EdgeGeneration:
         began = self._clock()
         if self._steering is not None:
             self._plan = self._steering.plan()
+        new_positions = len(self._text) - self._state.positions
         await self._take_in()
         token, accepted = await self._judge(request)
         question = None
@@ -217,10 +218,11 @@ class EdgeGeneration:
                 token = replace(token, alone=True)
             else:
                 question = self._ask(request, token)
-        took = self._clock() - began
-        self._worth.drafted(took)
-        if self._steering is not None:
-            self._steering.drafted(took)
+        if new_positions == 1:  # neither a prompt nor a burst
+            took = self._clock() - began
+            self._worth.drafted(took)
+            if self._steering is not None:
+                self._steering.drafted(took)
         self._drafts.append(_Draft(token, question, accepted))
         if token is not None:
             self._text.append(request.continuation(token))
@@ -313,8 +315,11 @@ class EdgeGeneration:
     def _go_alone(self, question: Question) -> None:
         """What was drafted stands, marked so; the cloud will hear of it when it is back."""
         assert self._cloud is not None
-        guessed = (draft.token for draft in self._drafts if draft.token is not None)
-        self._drafts = deque(_Draft(replace(token, alone=True)) for token in guessed)
+        self._drafts = deque(
+            _Draft(replace(draft.token, alone=draft.question is not None))
+            for draft in self._drafts
+            if draft.token is not None
+        )
         self._cloud.truncate(question.next_position)
 
     async def _run(self, work: Callable[[], T]) -> T:

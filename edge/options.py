@@ -218,6 +218,8 @@ def check_schedule_options(
     window: int | None,
     burst: int,
     verified: bool,
+    *,
+    use_exits: bool,
 ) -> None:
     """Refuse what the mode would silently ignore."""
     given = {
@@ -227,6 +229,11 @@ def check_schedule_options(
         "--verified": verified,
     }
     named = [option for option, was_given in given.items() if was_given]
+    if not use_exits and (window is not None or verified or threshold is not None):
+        raise ConfigurationError(
+            "--no-exits has nothing to draft, accept or verify: drop --window, --verified and "
+            "--threshold"
+        )
     if mode is Mode.AUTO and threshold is not None:
         named.insert(0, "--threshold")
     if not named or mode is Mode.COLLABORATIVE:
@@ -246,9 +253,15 @@ def make_wishes(
     private: bool,
     price: float | None,
     context: ContextCodec | None,
+    *,
+    greedy: bool,
 ) -> Wishes:
     """What ``auto`` mode is to aim at."""
     if mode is Mode.AUTO:
+        if target_agreement is not None and not greedy:
+            raise ConfigurationError(
+                "--target-agreement was measured on greedy answers: drop --temperature"
+            )
         return Wishes(aim, target_agreement, price, private, context)
     if aim is not Aim.LATENCY or private or price is not None:
         raise ConfigurationError("--aim, --private and --cloud-token-price are for --mode auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 
 from shared.messages import Decision
@@ -19,7 +20,8 @@ class Question:
     position: int
     burst: int = 0
     guess: int | None = None
-    answers: asyncio.Queue[Decision] = field(default_factory=asyncio.Queue)
+    answers: deque[Decision] = field(default_factory=deque)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
     answered: int = 0
     corrected: bool = False
     asked: bool = False  # on the connection at hand
@@ -45,7 +47,7 @@ class Question:
     @property
     def ready(self) -> bool:
         """Whether an answer waits to be read."""
-        return not self.answers.empty()
+        return bool(self.answers)
 
     @property
     def unfinished(self) -> bool:
@@ -57,4 +59,12 @@ class Question:
         if not self.answered:
             self.corrected = self.guess is not None and self.guess != decision.token_id
         self.answered += 1
-        self.answers.put_nowait(decision)
+        self.answers.append(decision)
+        self.arrived.set()
+
+    def take(self) -> Decision:
+        """The oldest answer that was not read; at once, so that no cancellation loses it."""
+        decision = self.answers.popleft()
+        if not self.answers:
+            self.arrived.clear()
+        return decision

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _PATIENCE_SECONDS = 2.0
 _PATIENCE_FACTOR = 6.0
 _CHOOSE_SECONDS = 0.25
+# an uplink that is slower counts as none
+_LEAST_BYTES_PER_SECOND = 60_000.0
 # the others say what only the user can mend: a token, a bundle, a version
 _SURVIVABLE = (CloudUnavailableError, BudgetExceededError, CloudInternalError)
 
@@ -47,12 +49,17 @@ class Steering:
         self._cloud, self._monitor, self._choose, self._clock = cloud, monitor, choose, clock
         self._plan, self._chosen_at = first, clock()
         self._alone = not monitor.alive  # as the answer before this one left it
-        self._heard = cloud.wire.downloaded
+        self._openings = cloud.openings
+
+    @property
+    def current(self) -> Plan:
+        """The plan that was followed last."""
+        return self._plan
 
     @property
     def alone(self) -> bool:
         """Whether to go on without asking."""
-        if self._alone and self._cloud.wire.downloaded > self._heard:
+        if self._alone and self._cloud.openings > self._openings:
             self._alone = False
             self._monitor.restored()
             _LOG.info("the cloud is back")
@@ -62,10 +69,7 @@ class Steering:
         """How to go on, by what is known now."""
         if self._clock() >= self._chosen_at + _CHOOSE_SECONDS:
             self._chosen_at = self._clock()
-            choice = self._choose()
-            if choice.plan != self._plan:
-                _LOG.info("%s", choice.reason)
-                self._plan = choice.plan
+            self._plan = self._choose().plan
         return self._plan
 
     def drafted(self, seconds: float) -> None:
@@ -87,11 +91,11 @@ class Steering:
                 return await self._cloud.answer(question)
         except (TimeoutError, *_SURVIVABLE) as error:
             if question.ready:
-                return question.answers.get_nowait()
+                return question.take()
             reason = str(error) or "no answer in time"
         _LOG.info("going on without the cloud: %s", reason)
         self._alone = True
-        self._heard = self._cloud.wire.downloaded
+        self._openings = self._cloud.openings
         self._monitor.lost()
         self._cloud.give_up_connection()
         return None
@@ -99,7 +103,9 @@ class Steering:
     def _patience_seconds(self) -> float:
         measured = self._monitor.conditions()
         usual = (measured.rtt_seconds or 0.0) + (measured.cloud_pass_seconds or 0.0)
-        return max(_PATIENCE_SECONDS, _PATIENCE_FACTOR * usual)
+        rate = max(_LEAST_BYTES_PER_SECOND, measured.up_bytes_per_second or 0.0)
+        travelling = self._cloud.backlog_bytes / rate
+        return max(_PATIENCE_SECONDS, _PATIENCE_FACTOR * usual) + 2 * travelling
 
 
 class SessionObserver:

@@ -131,7 +131,9 @@ def evaluate(
             "auto mode has no text of its own to evaluate: compare it on links with `tandem bench "
             "--contenders cloud-only,auto-latency`"
         )
-    opt.check_schedule_options(mode, threshold, schedule, window, burst, verified)
+    opt.check_schedule_options(
+        mode, threshold, schedule, window, burst, verified, use_exits=not no_exits
+    )
     loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
         mode,

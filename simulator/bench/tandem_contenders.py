@@ -11,6 +11,8 @@ from typing import Any
 from edge.controller import Aim, Wishes
 from edge.engine import GenerationOptions
 from edge.generation import Mode
+from edge.link_monitor import LinkMonitor
+from edge.plan import Plan
 from edge.timeline import Timeline
 from simulator.bench.answer import Answer
 from simulator.bench.registry import Bench, Contender, Family, Kind, register
@@ -34,6 +36,34 @@ class EngineContender:
         return Answer.of_result(await self._engine.generate(prompt_ids, options, timeline))
 
 
+class AutoContender(EngineContender):
+    """``auto`` mode with what it has measured itself: nothing of what the others saw."""
+
+    def __init__(self, bench: Bench, options: GenerationOptions) -> None:
+        super().__init__(bench, options)
+        self._monitor = LinkMonitor(bench.engine.clock)
+        self._last_plan: Plan | None = None
+
+    async def answer(
+        self,
+        prompt_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        forced_ids: tuple[int, ...] | None = None,
+        timeline: Timeline | None = None,
+    ) -> Answer:
+        engine = self._engine
+        others = engine.monitor, engine.last_plan
+        engine.monitor, engine.last_plan = self._monitor, self._last_plan
+        try:
+            return await super().answer(
+                prompt_ids, max_tokens, forced_ids=forced_ids, timeline=timeline
+            )
+        finally:
+            self._last_plan = engine.last_plan
+            engine.monitor, engine.last_plan = others
+
+
 def engine_contender(
     mode: Mode, **changes: Any
 ) -> Callable[[Bench, float | None], AbstractAsyncContextManager[Contender]]:
@@ -49,7 +79,7 @@ async def _open(
     options = GenerationOptions(mode, context=bench.settings.context, **changes)
     if threshold is not None:
         options = replace(options, threshold=threshold)
-    yield EngineContender(bench, options)
+    yield (AutoContender if mode is Mode.AUTO else EngineContender)(bench, options)
 
 
 register(

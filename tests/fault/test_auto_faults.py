@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from cloud.auth import add_token
 from cloud.context_manager import StoreLimits
 from cloud.server import CloudServer
-from edge import steering
+from edge import cloud_session, steering
 from edge.context_source import ContextCodec
 from edge.controller import Aim, Wishes
 from edge.engine import GenerationOptions
@@ -142,3 +143,58 @@ async def test_leaving_does_not_wait_for_a_link_that_is_dead() -> None:
         async with asyncio.timeout(30):
             result = await engine.generate(PROMPT, auto())
         assert ids_of(result) == await alone(24)
+
+
+async def test_a_full_cloud_is_asked_again_when_it_may_have_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cloud_session, "_REFUSED_SECONDS", 0.05)
+    settings = settings_for(tiny_bundle(), limits=StoreLimits(max_sessions=1))
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(CloudServer(settings))
+        engine = await stack.enter_async_context(edge_engine(server.address))
+        other = await stack.enter_async_context(edge_engine(server.address))
+        first = other.generation(PROMPT, options_for(Mode.CLOUD_ONLY, max_tokens=400)).run()
+        await anext(first)  # it holds the only session
+        seen = []
+        async for token in engine.generation(PROMPT, auto(max_tokens=300)).run():
+            seen.append(token.alone)
+            if len(seen) == 5:
+                await first.aclose()
+            if len(seen) > 5 and not token.alone:
+                break
+        assert all(seen[:5])
+        assert not seen[-1]
+
+
+async def test_a_connection_that_one_answer_gives_up_is_left_to_the_others() -> None:
+    async with edge_and_cloud() as engine, engine.connected():
+        assert engine.channels is not None
+        options = options_for(Mode.COLLABORATIVE, threshold=1.0, max_tokens=24)
+        generation = engine.generation(PROMPT, options)
+        found = []
+        async for token in generation.run():
+            found.append(token.token_id)
+            if len(found) == 3:  # what a session does whose answer did not come in time
+                engine.channels.retire(engine.channels.current())
+                result = await engine.generate(PROMPT, options)
+                assert ids_of(result) == full_answer(PROMPT, 24)
+        assert found == full_answer(PROMPT, 24)
+        cloud = generation._cloud
+        assert cloud is not None
+        assert cloud.reconnects == 0
+
+
+async def test_leaving_does_not_wait_for_a_cloud_that_fell_silent_at_the_end() -> None:
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        BreakableLink(server.address) as link,
+        edge_engine(link.address, answer_seconds=60.0) as engine,
+    ):
+        async with asyncio.timeout(30):
+            count = 0
+            async for _ in engine.generation(PROMPT, auto()).run():
+                count += 1
+                if count == 23:
+                    link.block()
+        assert count == 24

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from cloud.server import CloudServer
 from shared.messages import Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
 from shared.tensor_codec import Encoding, encode
-from tests.cloud_harness import Edge, closed_gate, edge, full_model, serving, tiny_bundle
+from tests.cloud_harness import (
+    Edge,
+    closed_gate,
+    edge,
+    eventually,
+    full_model,
+    serving,
+    tiny_bundle,
+)
 
 BUNDLE, FULL = tiny_bundle(), full_model()
 PROMPT = (3, 14, 15, 92, 65, 35, 89)
@@ -18,6 +29,12 @@ WRONG = (RIGHT[0] + 1) % 250
 async def opened(client: Edge) -> None:
     await client.open()
     await client.send(Context(0, PROMPT))
+
+
+async def arrived(server: CloudServer, held: int) -> None:
+    """Wait until the cloud holds so much context of its only session."""
+    (session,) = server.store._sessions.values()
+    await eventually(lambda: session.held == held)
 
 
 async def test_right_guesses_are_answered_and_gone_on_from() -> None:
@@ -112,6 +129,29 @@ async def test_a_reconnect_right_after_a_correction_gets_it_again() -> None:
         await client.open()
         await client.send(Escalate(START, burst=3, guess=WRONG))
         assert [(await client.expect(Decision)).token_id for _ in range(4)] == first == RIGHT[:4]
+
+
+async def test_a_run_of_questions_costs_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        passes: list[int] = []
+        forward = server.batcher.model.forward
+
+        def counted(chunks: Any) -> Any:
+            passes.append(len(chunks))
+            return forward(chunks)
+
+        monkeypatch.setattr(server.batcher.model, "forward", counted)
+        with closed_gate(server.batcher.model) as gate:
+            await opened(client)
+            await client.send(Escalate(2))
+            await gate.entered.wait()
+            for index, token in enumerate(RIGHT):
+                await client.send(Escalate(START + index, guess=token))
+                await client.send(Context(START + index, (token,)))
+            await arrived(server, START + len(RIGHT))
+        answers = [await client.expect(Decision) for _ in range(1 + len(RIGHT))]
+        assert [a.token_id for a in answers[1:]] == RIGHT
+        assert passes == [1, 1]  # the first question, and all the others
 
 
 async def test_a_burst_needs_token_ids_whatever_was_guessed() -> None:

@@ -184,6 +184,12 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["generate", "x", *AUTO, "--private", "--context", "tokens"], 2, "privacy"),
         (["generate", "x", *AUTO, "--aim", "quality", "--cloud-token-price", "1"], 2, "price"),
         (["generate", "x", "--mode", "auto"], 2, "--cloud"),
+        (["generate", "x", *CLOUD, "--no-exits", "--verified"], 2, "--no-exits"),
+        (
+            ["generate", "x", *AUTO, "--target-agreement", "0.9", "--temperature", "1"],
+            2,
+            "greedy",
+        ),
         (["evaluate", "--prompts", "/nowhere", "--mode", "auto"], 2, "tandem bench"),
         (["generate", "x", "--top-p", "0"], 2, "top-p"),
         (["generate", " "], 2, "empty"),
