@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge import options as opt
-from edge.context_source import ContextCodec
 from edge.controller import Aim
 from edge.generation import Mode
 from edge.plan import Schedule
@@ -106,7 +105,7 @@ def generate(
         ),
         max_tokens=max_tokens,
         sampling=sampling,
-        context=context or ContextCodec.FP16,
+        context=opt.choose_context(context, verified=verified),
         window=opt.choose_window(schedule, window),
         burst=burst,
         verified=verified,

@@ -95,7 +95,7 @@ AutoContext = Annotated[
     typer.Option(
         "--context",
         help="How context travels: hidden states in that format, or token ids (the cloud sees "
-        "the words). (default: fp16; auto mode chooses)",
+        "the words). (default: fp16; tokens with --verified; auto mode chooses)",
         show_default=False,
     ),
 ]
@@ -147,7 +147,9 @@ Burst = Annotated[
 Verified = Annotated[
     bool,
     typer.Option(
-        "--verified", help="Let the cloud check every word: the text is the full model's."
+        "--verified",
+        help="Let the cloud check every word, so that the text is the full model's. With hidden "
+        "states as --context, that of the full model over the edge's quantized layers.",
     ),
 ]
 Temperature = Annotated[
@@ -200,6 +202,13 @@ def choose_threshold(
             "--temperature, or name a --threshold"
         )
     return threshold_for(bundle.manifest.operating_points, target_agreement)
+
+
+def choose_context(context: ContextCodec | None, *, verified: bool) -> ContextCodec:
+    """``--context``; only token ids let the cloud verify against the whole of its own model."""
+    if context is not None:
+        return context
+    return ContextCodec.TOKENS if verified else ContextCodec.FP16
 
 
 def choose_window(schedule: Schedule, window: int | None) -> int:

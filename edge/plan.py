@@ -33,7 +33,7 @@ class Plan:
             from the best guess of the deepest exit.  Needs token ids as context.
         codec: how context travels.
         verified: every accepted token is checked by the cloud as well, so that the text is the
-            full model's.
+            full model's (over hidden states: that of its deep layers over the edge's own).
         least_chance: below this probability that every guess in flight is right the edge waits;
             ``None`` weighs what there is to win (:mod:`edge.drafting`).
     """

@@ -103,7 +103,7 @@ def evaluate(
     threshold: opt.Threshold = None,
     target_agreement: opt.TargetAgreement = None,
     mode: Annotated[Mode, typer.Option("--mode", help="Who decides.")] = Mode.COLLABORATIVE,
-    context: opt.Context = ContextCodec.FP16,
+    context: opt.AutoContext = None,
     schedule: opt.ScheduleOption = Schedule.OPTIMISTIC,
     window: opt.Window = None,
     burst: opt.Burst = 0,
@@ -141,7 +141,7 @@ def evaluate(
             loaded, threshold, target_agreement, mode, use_exits=not no_exits
         ),
         max_tokens=max_tokens,
-        context=context,
+        context=opt.choose_context(context, verified=verified),
         window=opt.choose_window(schedule, window),
         burst=burst,
         verified=verified,

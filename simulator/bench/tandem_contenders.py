@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from edge.context_source import ContextCodec
 from edge.controller import Aim, Wishes
 from edge.engine import GenerationOptions
 from edge.generation import Mode
@@ -76,7 +77,7 @@ def engine_contender(
 async def _open(
     mode: Mode, changes: dict[str, Any], bench: Bench, threshold: float | None
 ) -> AsyncIterator[Contender]:
-    options = GenerationOptions(mode, context=bench.settings.context, **changes)
+    options = GenerationOptions(mode, **({"context": bench.settings.context} | changes))
     if threshold is not None:
         options = replace(options, threshold=threshold)
     yield (AutoContender if mode is Mode.AUTO else EngineContender)(bench, options)
@@ -112,9 +113,10 @@ register(
 register(
     Family(
         name="verified",
-        summary="optimistic, and every accepted token is checked too: the full model's own text",
+        summary="optimistic, and every accepted token is checked too, with token ids as context: "
+        "the full model's own text",
         kind=Kind.OURS,
-        open=engine_contender(Mode.COLLABORATIVE, verified=True),
+        open=engine_contender(Mode.COLLABORATIVE, verified=True, context=ContextCodec.TOKENS),
     )
 )
 for _aim, _summary in {

@@ -216,6 +216,13 @@ def test_bad_input_is_one_line_and_an_exit_code(
     assert message in tandem(*arguments, expect=code).stderr
 
 
+def test_verified_sends_token_ids_unless_told_otherwise(cloud: str) -> None:
+    arguments = ["generate", "x y", "--cloud", cloud, "--precision", "float32", "--json"]
+    arguments += ["--max-tokens", "6", "--verified"]
+    assert json.loads(tandem(*arguments).stdout)["plan"].endswith(", tokens")
+    assert json.loads(tandem(*arguments, "--context", "int8").stdout)["plan"].endswith(", int8")
+
+
 def test_a_wrong_bundle_at_the_cloud_is_told(cloud: str, tmp_path: Path) -> None:
     from tests.tiny_bundle import write_tiny_bundle  # noqa: PLC0415
 
