@@ -43,7 +43,7 @@ def test_what_stands_after_the_at_sign_is_the_threshold() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("warp-drive", "there are blocking@THRESHOLD"),
+        ("warp-drive", "there are auto-cost, auto-latency, auto-quality, blocking@THRESHOLD"),
         ("blocking", "blocking@THRESHOLD"),
         ("blocking@", "blocking@THRESHOLD"),
         ("blocking@1.5", "blocking@THRESHOLD"),
