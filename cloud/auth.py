@@ -18,24 +18,28 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from cloud.metrics import CloudMetrics
 from shared.errors import AuthenticationError, ConfigurationError
+from shared.messages import ErrorCode
 
 DEFAULT_TENANT = "default"
 _TENANT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
 
 Metadata = Iterable[tuple[str, str | bytes]]
+Tokens = Sequence[tuple[str, str]]
 
 
 class Authenticator:
     """Tells a caller's tenant.
 
     Args:
-        tokens: ``(tenant, SHA-256 in hexadecimal)``, several a tenant if need be; ``None`` asks for
-            no token, and the tenant is the certificate's common name, or ``default``.
+        tokens: ``(tenant, SHA-256 in hexadecimal)``, several a tenant if need be, or what gives
+            them at the moment; ``None`` asks for no token, and the tenant is the certificate's
+            common name, or ``default``.
     """
 
-    def __init__(self, tokens: Sequence[tuple[str, str]] | None = None) -> None:
+    def __init__(self, tokens: Tokens | Callable[[], Tokens] | None = None) -> None:
         self._tokens = tokens
 
     def tenant(self, metadata: Metadata, certificate: Mapping[str, Sequence[bytes]]) -> str:
@@ -46,7 +50,8 @@ class Authenticator:
             return names[0].decode("utf-8", "replace") if names else DEFAULT_TENANT
         digest = hashlib.sha256(_bearer_token(metadata)).hexdigest()
         found = None
-        for tenant, known in self._tokens:  # all of them, so that the time tells nothing
+        tokens = self._tokens() if callable(self._tokens) else self._tokens
+        for tenant, known in tokens:  # all of them, so that the time tells nothing
             if hmac.compare_digest(digest, known):
                 found = tenant
         if found is None:
@@ -57,8 +62,8 @@ class Authenticator:
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Refuses calls of ``method`` without a valid token before anything of them is read."""
 
-    def __init__(self, authenticator: Authenticator, method: str) -> None:
-        self._authenticator, self._method = authenticator, method
+    def __init__(self, authenticator: Authenticator, method: str, metrics: CloudMetrics) -> None:
+        self._authenticator, self._method, self._metrics = authenticator, method, metrics
 
     async def intercept_service(
         self,
@@ -70,6 +75,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             try:
                 self._authenticator.tenant(handler_call_details.invocation_metadata, {})
             except AuthenticationError as error:
+                self._metrics.errors.labels(ErrorCode.UNAUTHENTICATED.name).inc()
                 return _refusal(str(error))
         return await continuation(handler_call_details)
 
@@ -120,9 +126,12 @@ def add_token(path: Path, tenant: str) -> str:
     token = f"tandem_{secrets.token_urlsafe(32)}"
     line = f"{tenant}:{hashlib.sha256(token.encode()).hexdigest()}\n"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(line)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            if file.seek(0, os.SEEK_END):  # an editor may have left the last line open
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else f"\n{line}"
+            file.write(line.encode())  # in one piece: a cloud that runs may read it just now
     except OSError as error:
         raise ConfigurationError(f"the token file {path} cannot be written: {error}") from None
     return token

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from cloud.deep_model import Chunk, DeepModel
 from cloud.kv_cache import KvCache
+from cloud.metrics import CloudMetrics
+from shared.clock import Clock, monotonic
 from shared.sampling import Choice, Sampling, choose_token
 
 
@@ -64,16 +66,24 @@ class Outcome:
 class _Waiting:
     work: Work
     outcome: asyncio.Future[Outcome]
+    since: float
 
 
 class Batcher:
     """An ``async with`` block that owns the model's thread."""
 
     def __init__(
-        self, model: DeepModel, *, max_rows: int = 256, threads: int | None = None
+        self,
+        model: DeepModel,
+        *,
+        max_rows: int = 256,
+        threads: int | None = None,
+        metrics: CloudMetrics | None = None,
+        clock: Clock = monotonic,
     ) -> None:
         self.max_rows = max_rows
         self.model = model
+        self._metrics, self._clock = metrics or CloudMetrics(), clock
         self._queue: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._executor = ThreadPoolExecutor(
@@ -99,7 +109,7 @@ class Batcher:
     async def run(self, work: Work) -> Outcome:
         """Compute ``work``.  When this returns, or is cancelled, its cache is no longer touched."""
         assert len(work.rows) <= self.max_rows
-        waiting = _Waiting(work, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(work, asyncio.get_running_loop().create_future(), self._clock())
         self._queue.append(waiting)
         self._arrived.set()
         try:
@@ -124,6 +134,7 @@ class Batcher:
                 self._arrived.clear()
                 continue
             works = [waiting.work for waiting in batch]
+            began = self._clock()
             computing = loop.run_in_executor(self._executor, self._compute_all, works)
             try:
                 results = await asyncio.shield(computing)
@@ -132,6 +143,11 @@ class Batcher:
                 for waiting in batch:
                     waiting.outcome.cancel()
                 raise
+            self._metrics.pass_ended(
+                [(waiting.work.urgent, began - waiting.since) for waiting in batch],
+                sum(len(work.rows) for work in works),
+                self._clock() - began,
+            )
             for waiting, result in zip(batch, results, strict=True):
                 if isinstance(result, Outcome):
                     waiting.outcome.set_result(result)

@@ -1,11 +1,14 @@
-"""``tandem cloud``: serve the deep layers, make tokens."""
+"""``tandem cloud``: serve the deep layers, show the configuration, make tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from cloud.options import takes_settings
+from cloud.settings import Effective
 
 app = typer.Typer(help="Serve the deep layers to edges.", no_args_is_help=True)
 
@@ -14,13 +17,28 @@ _HELP_OF_SERVING = """Serve sessions until a signal; open sessions get --drain-s
 \b
 Examples:
   tandem cloud serve
+  tandem cloud serve --config cloud.toml --port 7421
   tandem cloud serve --port 0 --port-file address.txt
   tandem cloud serve --device cuda --dtype bfloat16 --budget-mb 40000
-  tandem cloud serve --host 0.0.0.0 --tokens tokens.txt \\
+  tandem cloud serve --metrics :9464 --log-format json
+  tandem cloud serve --host 0.0.0.0 --tokens tokens.txt --quotas quotas.toml \\
       --tls-cert server.pem --tls-key server.key
 """
 
+_HELP_OF_SHOWING = """Print what `tandem cloud serve` would run with, and where it is from.
+
+What is printed is a configuration file itself.  Tokens and keys are named by their files.
+
+\b
+Examples:
+  tandem cloud config
+  tandem cloud config --config cloud.toml --max-sessions 200
+  tandem cloud config --max-sessions 200 > cloud.toml
+"""
+
 _HELP_OF_MINTING = """Make a token for TENANT: printed once, its hash is appended to the token file.
+
+A cloud that runs takes it up within a second of the next call.
 
 \b
 Example:
@@ -34,80 +52,33 @@ def register(root: typer.Typer) -> None:
 
 
 @app.command(help=_HELP_OF_SERVING)
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 7420,
-    bundle: Annotated[
-        Path | None, typer.Option(help="Bundle folder; default: what `tandem prepare` wrote.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="Torch device: cpu, cuda, cuda:1.")] = "cpu",
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Arithmetic of the model.")
-    ] = "float32",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the model; default: torch's choice.")
-    ] = None,
-    budget_mb: Annotated[
-        int, typer.Option(min=1, help="MiB for context and KV caches of all sessions.")
-    ] = 4096,
-    max_sessions: Annotated[int, typer.Option(min=1, help="Sessions held at most.")] = 64,
-    session_ttl: Annotated[
-        float, typer.Option(min=1, help="Seconds that a session without an edge is kept.")
-    ] = 600.0,
-    tls_cert: Annotated[Path | None, typer.Option(help="Server certificate (PEM).")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    client_ca: Annotated[
-        Path | None, typer.Option(help="CA whose client certificates are asked for (mTLS).")
-    ] = None,
-    tokens: Annotated[
-        Path | None, typer.Option(help="Token file; without one no token is asked for.")
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Serve other machines without tokens or TLS.")
-    ] = False,
-    drain_seconds: Annotated[
-        float, typer.Option(min=0, help="Seconds for open sessions after a signal.")
-    ] = 10.0,
-    port_file: Annotated[Path | None, typer.Option(help="Write HOST:PORT here once ready.")] = None,
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], typer.Option(help="Log to standard error.")
-    ] = "info",
-) -> None:
+@takes_settings
+def serve(effective: Effective) -> None:
     import asyncio  # noqa: PLC0415
-    import logging  # noqa: PLC0415
 
-    from cloud.context_manager import StoreLimits  # noqa: PLC0415
-    from cloud.server import CloudServer, CloudSettings  # noqa: PLC0415
-    from shared.model_bundle import default_bundle_folder  # noqa: PLC0415
+    from cloud.logs import configure_logging  # noqa: PLC0415
+    from cloud.server import CloudServer  # noqa: PLC0415
 
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    settings = CloudSettings(
-        bundle=bundle or default_bundle_folder(),
-        host=host,
-        port=port,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        limits=StoreLimits(
-            budget_bytes=budget_mb << 20, max_sessions=max_sessions, idle_seconds=session_ttl
-        ),
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        client_ca=client_ca,
-        tokens=tokens,
-        insecure=insecure,
-        drain_seconds=drain_seconds,
-        port_file=port_file,
-    )
+    settings = effective.settings
+    configure_logging(settings.log_level, settings.log_format)
 
     async def run() -> None:
         async with CloudServer(settings) as server:
-            typer.echo(f"listening on {server.address}", err=True)
+            if settings.log_format == "json":
+                server.log_ready()
+            else:
+                typer.echo(f"listening on {server.address}", err=True)
+                if server.metrics_url:
+                    typer.echo(f"metrics on {server.metrics_url}", err=True)
             await server.wait()
 
     asyncio.run(run())
+
+
+@app.command(help=_HELP_OF_SHOWING)
+@takes_settings
+def config(effective: Effective) -> None:
+    typer.echo(str(effective))
 
 
 @app.command(help=_HELP_OF_MINTING)

@@ -20,7 +20,11 @@ import numpy.typing as npt
 
 from cloud.auth import Authenticator
 from cloud.batcher import Batcher
-from cloud.context_manager import ContextStore, HeldSession, SessionKey
+from cloud.context_manager import ContextStore
+from cloud.held_session import HeldSession, SessionKey
+from cloud.logs import about
+from cloud.metrics import UNKNOWN_TENANT, CloudMetrics
+from cloud.quotas import EscalationRates, Quotas
 from cloud.session_engine import SessionEngine
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.clock import Clock, monotonic
@@ -78,8 +82,10 @@ _STATUS: tuple[tuple[type[TandemError], grpc.StatusCode], ...] = (
 class _Stream:
     """One RPC: typed messages in and out, and the wish of others that it end."""
 
-    def __init__(self, requests: AsyncIterator[bytes], context: Any) -> None:
+    def __init__(self, requests: AsyncIterator[bytes], context: Any, metrics: CloudMetrics) -> None:
         self.context = context
+        self.usage = metrics.tenant(UNKNOWN_TENANT)
+        self._errors = metrics.errors
         self.ended = asyncio.Event()
         self.last_step = 0
         self._requests = requests
@@ -91,12 +97,15 @@ class _Stream:
             data = await anext(self._requests)
         except StopAsyncIteration:
             return None
+        self.usage.received_bytes.inc(len(data))
         message = edge_message_from_bytes(data)
         self.last_step = message.step
         return message
 
     async def send(self, message: CloudMessage) -> None:
-        await self.context.write(cloud_message_to_proto(message).SerializeToString())
+        data = cloud_message_to_proto(message).SerializeToString()
+        self.usage.sent_bytes.inc(len(data))
+        await self.context.write(data)
 
     def end(self, error: TandemError) -> None:
         """Make the stream end with ``error``."""
@@ -111,6 +120,7 @@ class _Stream:
     async def fail(self, error: TandemError) -> None:
         """Say why in a message, then in gRPC's words; raises, as ``abort`` does."""
         reply = error_reply(error)
+        self._errors.labels(reply.code.name).inc()
         await self.send(CloudMessage(self.last_step, reply))
         status = next((s for kind, s in _STATUS if isinstance(error, kind)), None)
         await self.context.abort(
@@ -129,12 +139,15 @@ class CollaborationService:
         authenticator: Authenticator,
         *,
         max_message_bytes: int,
+        quotas: Quotas,
+        metrics: CloudMetrics,
         clock: Clock = monotonic,
     ) -> None:
         self._manifest, self._store, self._batcher = manifest, store, batcher
         self._authenticator = authenticator
         self._max_message_bytes = max_message_bytes
-        self._clock = clock
+        self._metrics, self._clock = metrics, clock
+        self._rates = EscalationRates(quotas, metrics, clock=clock)
         self._streams: dict[SessionKey, _Stream] = {}
         self._draining = False
         self._changed = asyncio.Condition()
@@ -164,7 +177,7 @@ class CollaborationService:
 
     async def session(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """Serve one stream; whatever goes wrong ends this session alone."""
-        stream = _Stream(requests, context)
+        stream = _Stream(requests, context, self._metrics)
         try:
             await self._serve(stream)
         except Exception as error:
@@ -176,6 +189,7 @@ class CollaborationService:
     async def _serve(self, stream: _Stream) -> None:
         context = stream.context
         tenant = self._authenticator.tenant(context.invocation_metadata(), context.auth_context())
+        stream.usage = self._metrics.tenant(tenant)
         step, opening = await _first_message(stream)
         if opening.bundle_fingerprint != self._manifest.fingerprint:
             raise FingerprintMismatchError(
@@ -190,7 +204,9 @@ class CollaborationService:
             raise CloudShuttingDownError("the cloud is shutting down")
         session = self._store.open(key, opening.sampling, opening.context_kind)
         self._streams[key] = stream
-        _LOG.info("session %s opened with %d positions held", key, session.held)
+        stream.usage.opened.inc()
+        stream.usage.streams.inc()
+        _LOG.info("session opened", extra=about(key, held=session.held))
         try:
             limits = Opened(
                 session.held, self._manifest.architecture.max_positions, self._max_message_bytes
@@ -201,21 +217,33 @@ class CollaborationService:
             failure = _typed(error)
             if isinstance(failure, InvalidMessageError | CloudInternalError):
                 self._store.drop(session)
-            log = _LOG.error if isinstance(failure, CloudInternalError) else _LOG.info
-            cause = error if isinstance(failure, CloudInternalError) else None
-            log("session %s ended: %s", key, failure, exc_info=cause)
+            ours = isinstance(failure, CloudInternalError)
+            _LOG.log(
+                logging.ERROR if ours else logging.INFO,
+                "session failed",
+                exc_info=error if ours else None,
+                extra=about(key, code=error_reply(failure).code.name, reason=failure),
+            )
             raise failure from None
         finally:
-            self._store.release(session)
             del self._streams[key]
+            stream.usage.streams.dec()
             stream.ended.set()
+            self._store.release(session)
             async with self._changed:
                 self._changed.notify_all()
 
     async def _serve_session(self, stream: _Stream, session: HeldSession) -> None:
         """Read until the edge closes the session or its side of the stream."""
         engine = SessionEngine(
-            session, self._store, self._batcher, self._manifest, stream.send, self._clock
+            session,
+            self._store,
+            self._batcher,
+            self._manifest,
+            stream.send,
+            stream.usage,
+            self._rates.of(session.key.tenant),
+            self._clock,
         )
         async with asyncio.TaskGroup() as group:
             running = group.create_task(engine.run(), name=f"engine {session.key}")
@@ -225,6 +253,7 @@ class CollaborationService:
             watching.cancel()
         if closed is not None:
             self._store.drop(session)
+            _LOG.info("session closed", extra=about(session.key, positions=session.held))
             await stream.send(closed)
 
     async def _read(
@@ -255,7 +284,7 @@ class CollaborationService:
             async with asyncio.timeout(self._store.idle_seconds):
                 return await stream.receive()
         except TimeoutError:
-            _LOG.info("session %s said nothing for %.0f s", session.key, self._store.idle_seconds)
+            _LOG.info("session silent", extra=about(session.key, seconds=self._store.idle_seconds))
             return None
 
     def _rows(

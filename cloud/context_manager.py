@@ -6,41 +6,36 @@ built from it and the decisions made.  One byte budget covers the context and th
 sessions; they are counted as allocated.  (Decisions and one hidden row a session are not: some
 kilobytes.)  Over budget, idle sessions lose first their caches, which are rebuilt from the
 context, then everything, and their edges replay; the longest idle go first.  A session in use is
-never touched.
+never touched.  A tenant over its quota loses its own idle sessions in the same order, and nobody
+else's.
 
 All methods run on the event loop and only compute; none of them waits.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
+from cloud.held_session import HeldSession, Rows, SessionKey
 from cloud.kv_cache import KvCache
+from cloud.logs import about
+from cloud.metrics import CloudMetrics
+from cloud.quotas import Quotas
+from cloud.store_ledger import Ledger
 from shared.clock import Clock, monotonic
 from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
 from shared.messages import ContextKind
 from shared.model_bundle import Architecture
-from shared.sampling import Choice, Sampling
+from shared.sampling import Sampling
 
-_SMALLEST = 64
-
-
-@dataclass(frozen=True)
-class SessionKey:
-    """Names a session; ids of different tenants never meet."""
-
-    tenant: str
-    session_id: bytes
-
-    def __str__(self) -> str:
-        # enough to tell sessions apart in a log, too little to take one over
-        return f"{self.tenant}/{self.session_id.hex()[:8]}"
+_LOG = logging.getLogger("tandem.cloud")
+_NO_QUOTAS = Quotas()
 
 
 @dataclass(frozen=True)
@@ -61,83 +56,11 @@ class StoreLimits:
     hidden_dtype: type[np.float32] | type[np.float16] = np.float32
 
 
-class _Rows:
-    """Rows that are appended and cut off; memory grows by doubling."""
-
-    def __init__(self, row_shape: tuple[int, ...], dtype: npt.DTypeLike, limit: int) -> None:
-        self._data: npt.NDArray[Any] = np.empty((0, *row_shape), dtype)
-        self._row_bytes = self._data.itemsize * int(np.prod(row_shape, dtype=np.int64))
-        self._limit = limit
-        self.length = 0
-
-    @property
-    def nbytes(self) -> int:
-        return self._data.nbytes
-
-    def bytes_for(self, length: int) -> int:
-        return self._capacity_for(length) * self._row_bytes
-
-    def append(self, rows: npt.NDArray[Any]) -> None:
-        stop = self.length + len(rows)
-        if stop > len(self._data):
-            grown = np.empty((self._capacity_for(stop), *self._data.shape[1:]), self._data.dtype)
-            grown[: self.length] = self._data[: self.length]
-            self._data = grown
-        self._data[self.length : stop] = rows
-        self.length = stop
-
-    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
-        return self._data[: self.length][rows]
-
-    def _capacity_for(self, length: int) -> int:
-        capacity = len(self._data) or _SMALLEST
-        while capacity < length:
-            capacity *= 2
-        return min(capacity, max(length, self._limit))
-
-
-@dataclass
-class HeldSession:
-    """One session's entry.  The store owns it; whoever opened it may read it and add decisions.
-
-    Attributes:
-        context: hidden states ``[n, hidden]`` or int32 token ids ``[n]``.
-        cache: the KV cache, ``None`` until first needed and after an eviction.
-        final_state: the newest computed position and its final hidden state ``[hidden]``.
-        layer_positions: positions computed so far, summed over layers.
-    """
-
-    key: SessionKey
-    sampling: Sampling
-    kind: ContextKind
-    context: _Rows
-    last_used: float
-    in_use: bool = True
-    cache: KvCache | None = None
-    cache_bytes: int = 0
-    final_state: tuple[int, Tensor] | None = None
-    decisions: dict[int, Choice] = field(default_factory=dict)
-    layer_positions: int = 0
-    compute_seconds: float = 0.0
-
-    @property
-    def held(self) -> int:
-        """Positions of context held."""
-        return self.context.length
-
-    @property
-    def computed(self) -> int:
-        """Positions whose keys and values are in the cache."""
-        return 0 if self.cache is None else self.cache.length
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that count against the budget."""
-        return self.context.nbytes + self.cache_bytes
-
-
 class ContextStore:
-    """All sessions of one cloud under one budget."""
+    """All sessions of one cloud under one budget.
+
+    ``debug`` runs :meth:`check` after every change.
+    """
 
     def __init__(
         self,
@@ -146,10 +69,17 @@ class ContextStore:
         new_cache: Callable[[int], KvCache],
         limits: StoreLimits,
         *,
+        quotas: Quotas = _NO_QUOTAS,
+        metrics: CloudMetrics | None = None,
         clock: Clock = monotonic,
+        debug: bool = False,
     ) -> None:
         self._arch, self._cut, self._new_cache = arch, cut, new_cache
-        self._limits, self._clock = limits, clock
+        self._limits, self._quotas, self._clock = limits, quotas, clock
+        self._metrics = metrics or CloudMetrics()
+        self._metrics.budget_bytes.set(limits.budget_bytes)
+        self._ledger = Ledger(self._metrics)
+        self._changed = self.check if debug else _nothing
         self._sessions: dict[SessionKey, HeldSession] = {}
 
     @property
@@ -166,14 +96,14 @@ class ContextStore:
     @property
     def held_bytes(self) -> int:
         """Bytes of context and caches of all sessions, as allocated."""
-        return sum(session.nbytes for session in self._sessions.values())
+        return self._ledger.bytes
 
     def open(self, key: SessionKey, sampling: Sampling, kind: ContextKind) -> HeldSession:
         """Create a session or take an idle one up again; it is in use until :meth:`release`.
 
         Raises:
             InvalidMessageError: it was opened before with other fields.
-            BudgetExceededError: all ``max_sessions`` are in use.
+            BudgetExceededError: all that the tenant, or the cloud, may hold are in use.
         """
         self.expire()
         session = self._sessions.get(key)
@@ -182,31 +112,32 @@ class ContextStore:
             if (session.sampling, session.kind) != (sampling, kind):
                 raise InvalidMessageError("a session is reopened with the fields it began with")
             session.in_use = True
+            self._changed()
             return session
-        if len(self._sessions) >= self._limits.max_sessions:
-            idle = self._idle()
-            if not idle:
-                raise BudgetExceededError(
-                    f"all {self._limits.max_sessions} sessions of this cloud are in use"
-                )
-            self.drop(idle[0])
+        self._make_place(key.tenant)
         limit = self._arch.max_positions
         if kind is ContextKind.HIDDEN_STATES:
-            context = _Rows((self._arch.hidden_size,), self._limits.hidden_dtype, limit)
+            context = Rows((self._arch.hidden_size,), self._limits.hidden_dtype, limit)
         else:
-            context = _Rows((), np.int32, limit)
+            context = Rows((), np.int32, limit)
         session = HeldSession(key, sampling, kind, context, self._clock())
         self._sessions[key] = session
+        self._ledger.add(session)
+        self._changed()
         return session
 
     def release(self, session: HeldSession) -> None:
         """The session's stream is gone; it stays resumable until it expires or room is needed."""
         session.in_use = False
         session.last_used = self._clock()
+        self._changed()
 
     def drop(self, session: HeldSession) -> None:
         """Forget a session."""
-        self._sessions.pop(session.key, None)
+        if self._sessions.get(session.key) is session:
+            del self._sessions[session.key]
+            self._ledger.remove(session)
+            self._changed()
 
     def check_joins(self, session: HeldSession, position: int) -> None:
         """Raise :class:`ContextGapError` where context from ``position`` on leaves a gap."""
@@ -223,7 +154,7 @@ class ContextStore:
 
         Raises:
             ContextGapError: ``position`` lies beyond what is held.
-            BudgetExceededError: the model's context is full, or the budget is.
+            BudgetExceededError: the model's context is full, or the budget or the quota is.
         """
         self.check_joins(session, position)
         held, stop = session.held, position + len(rows)
@@ -233,8 +164,10 @@ class ContextStore:
             )
         if stop <= held:
             return
-        self._make_room(session.context.bytes_for(stop) - session.context.nbytes)
+        self._make_room(session, session.context.bytes_for(stop) - session.context.nbytes)
         session.context.append(rows[held - position :])
+        self._ledger.update(session)
+        self._changed()
 
     def cache_for(self, session: HeldSession, positions: int) -> KvCache:
         """The session's cache, with memory for ``positions`` counted (the model allocates it).
@@ -248,9 +181,11 @@ class ContextStore:
             cache = self._new_cache(self._cut if hidden else 0)
         needed = cache.bytes_for(positions)
         if needed > session.cache_bytes:
-            self._make_room(needed - session.cache_bytes)
+            self._make_room(session, needed - session.cache_bytes)
             session.cache_bytes = needed
         session.cache = cache
+        self._ledger.update(session)
+        self._changed()
         return cache
 
     def truncate(self, session: HeldSession, position: int) -> None:
@@ -262,40 +197,108 @@ class ContextStore:
             session.final_state = None
         for decided in [p for p in session.decisions if p >= position]:
             del session.decisions[decided]
+        self._changed()
 
     def expire(self) -> None:
         """Forget sessions that have been idle for too long."""
         deadline = self._clock() - self._limits.idle_seconds
         for session in self._idle():
             if session.last_used <= deadline:
+                self._metrics.expirations.inc()
+                _LOG.debug("session expired", extra=about(session.key))
                 self.drop(session)
 
-    def _idle(self) -> list[HeldSession]:
-        """Sessions without a stream, the longest idle first."""
-        idle = (session for session in self._sessions.values() if not session.in_use)
+    def check(self) -> None:
+        """Assert what always holds: bytes and counts are as the ledger has them, within budget and
+        quotas, and every session is its own and the store's."""
+        sessions = self._sessions.values()
+        for key, session in self._sessions.items():
+            assert session.key == key
+            session.check()
+        self._ledger.check(sessions)
+        assert self._ledger.bytes <= self._limits.budget_bytes, "the budget is exceeded"
+        assert len(sessions) <= self._limits.max_sessions
+        for tenant in {session.key.tenant for session in sessions}:
+            quota, held = self._quotas.of(tenant), self._ledger.of(tenant)
+            assert quota.sessions is None or held.sessions <= quota.sessions, tenant
+            assert quota.budget_bytes is None or held.bytes <= quota.budget_bytes, tenant
+
+    def _idle(self, tenant: str | None = None) -> list[HeldSession]:
+        """Sessions (of one tenant) without a stream, the longest idle first."""
+        idle = (session for session in self._of(tenant) if not session.in_use)
         return sorted(idle, key=lambda session: session.last_used)
 
-    def _make_room(self, growth: int) -> None:
-        budget = self._limits.budget_bytes
-        in_use = sum(session.nbytes for session in self._sessions.values() if session.in_use)
-        if in_use + growth > budget:  # then nobody loses anything for it
-            raise BudgetExceededError(
-                f"the cloud's memory budget of {budget >> 20} MiB is used up by sessions in use"
+    def _of(self, tenant: str | None) -> Iterable[HeldSession]:
+        sessions = self._sessions.values()
+        return (held for held in sessions if tenant is None or held.key.tenant == tenant)
+
+    def _make_place(self, tenant: str) -> None:
+        """Let an idle session give way to a new one of ``tenant`` where there are too many."""
+        quota = self._quotas.of(tenant).sessions
+        if quota is not None and self._ledger.of(tenant).sessions >= quota:
+            idle = self._idle(tenant)
+            if not idle:
+                raise self._over_quota(
+                    tenant, "sessions", f"all {quota} sessions that tenant {tenant} may hold"
+                )
+            self._evict(idle[0])
+        if len(self._sessions) >= self._limits.max_sessions:
+            idle = self._idle()
+            if not idle:
+                raise BudgetExceededError(
+                    f"all {self._limits.max_sessions} sessions of this cloud are in use: try again "
+                    "later, or raise --max-sessions on the cloud"
+                )
+            self._evict(idle[0])
+
+    def _make_room(self, session: HeldSession, growth: int) -> None:
+        """Evict until ``session`` can grow by so many bytes; raises before anybody loses any."""
+        tenant, budget = session.key.tenant, self._limits.budget_bytes
+        allowed = self._quotas.of(tenant)
+        quota = allowed.budget_bytes
+        if quota is not None and self._bytes_in_use(tenant) + growth > quota:
+            raise self._over_quota(
+                tenant, "bytes", f"the {allowed.budget_mb:g} MiB that tenant {tenant} may hold"
             )
-        for session in self._victims():
-            if self.held_bytes + growth <= budget:
-                break
+        if self._bytes_in_use() + growth > budget:
+            raise BudgetExceededError(
+                f"the cloud's memory budget of {budget >> 20} MiB is used up by sessions in use: "
+                "try again later, or raise --budget-mb on the cloud"
+            )
+        if quota is not None:
+            self._evict_until(lambda: self._ledger.of(tenant).bytes + growth <= quota, tenant)
+        self._evict_until(lambda: self._ledger.bytes + growth <= budget)
+
+    def _bytes_in_use(self, tenant: str | None = None) -> int:
+        return sum(session.nbytes for session in self._of(tenant) if session.in_use)
+
+    def _over_quota(self, tenant: str, what: str, text: str) -> BudgetExceededError:
+        self._metrics.tenant(tenant).over_quota(what)
+        return BudgetExceededError(
+            f"{text} are in use: end a session, or ask the cloud's operator for a larger quota"
+        )
+
+    def _evict_until(self, enough: Callable[[], bool], tenant: str | None = None) -> None:
+        """Take from idle sessions, all their caches first, then all the rest."""
+        idle = self._idle(tenant)
+        for session in idle:
+            if enough():
+                return
             if session.cache is not None:
-                _drop_cache(session)
-            else:
-                self.drop(session)
+                session.drop_cache()
+                self._ledger.update(session)
+                self._metrics.evictions.labels("cache").inc()
+                _LOG.debug("cache evicted", extra=about(session.key))
+        for session in idle:
+            if enough():
+                return
+            self._evict(session)
 
-    def _victims(self) -> Iterable[HeldSession]:
-        """Idle sessions in the order they give: all their caches first, then all the rest."""
-        idle = self._idle()
-        yield from (session for session in idle if session.cache is not None)
-        yield from idle
+    def _evict(self, session: HeldSession) -> None:
+        self._metrics.evictions.labels("session").inc()
+        _LOG.debug("session evicted", extra=about(session.key))
+        self.drop(session)
 
 
-def _drop_cache(session: HeldSession) -> None:
-    session.cache, session.cache_bytes, session.final_state = None, 0, None
+def _nothing() -> None:
+    """What follows a change that is not checked."""

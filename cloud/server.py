@@ -8,8 +8,8 @@ import logging
 import os
 import signal
 import tempfile
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,74 +20,25 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cloud.auth import Authenticator, TokenInterceptor, read_token_file
+from cloud.auth import Authenticator, TokenInterceptor
 from cloud.batcher import Batcher
 from cloud.collaboration_service import SERVICE_NAME, SESSION_METHOD, CollaborationService
 from cloud.context_manager import ContextStore, StoreLimits
 from cloud.deep_model import DeepModel
+from cloud.logs import about
+from cloud.metrics import CloudMetrics
+from cloud.metrics_endpoint import MetricsEndpoint
+from cloud.quotas import Quotas, read_quotas
+from cloud.settings import CloudSettings
+from cloud.token_file import TokenFile
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle
-from shared.transport import is_loopback, read_pem
+from shared.transport import read_pem
 
 _LOG = logging.getLogger("tandem.cloud")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SWEEP_SECONDS = 15.0
-
-
-@dataclass(frozen=True)
-class CloudSettings:
-    """How to serve.
-
-    Attributes:
-        port: 0 takes a free one.
-        threads: of the model; ``None`` leaves it to torch.
-        tls_cert, tls_key: PEM files of the server; ``client_ca`` asks clients for certificates.
-        tokens: token file (see :mod:`cloud.auth`).
-        insecure: serve other machines without tokens or without TLS all the same.
-        drain_seconds: how long open sessions may go on after a signal.
-        port_file: written, in one step, with ``HOST:PORT`` once the server is ready.
-    """
-
-    bundle: Path
-    host: str = "127.0.0.1"
-    port: int = 7420
-    device: str = "cpu"
-    dtype: str = "float32"
-    threads: int | None = None
-    limits: StoreLimits = field(default_factory=StoreLimits)
-    max_message_bytes: int = 4 << 20
-    max_streams: int = 256
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    client_ca: Path | None = None
-    tokens: Path | None = None
-    insecure: bool = False
-    drain_seconds: float = 10.0
-    port_file: Path | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 65536:
-            raise ConfigurationError(f"--port {self.port} is not within 0 to 65535")
-        if self.dtype not in _DTYPES:
-            raise ConfigurationError(f"--dtype {self.dtype!r}: one of {', '.join(_DTYPES)}")
-        if (self.tls_cert is None) != (self.tls_key is None):
-            raise ConfigurationError("--tls-cert and --tls-key come together")
-        if self.client_ca and not self.tls_cert:
-            raise ConfigurationError("--client-ca needs --tls-cert and --tls-key")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigurationError("--threads must be 1 or more")
-        if is_loopback(self.host) or self.insecure:
-            return
-        if not (self.tokens or self.client_ca):
-            raise ConfigurationError(
-                f"{self.host} is open to other machines: name a token file (--tokens, made by "
-                "`tandem cloud token`) or a client CA, or say --insecure"
-            )
-        if not self.tls_cert:
-            raise ConfigurationError(
-                "tokens would travel in the clear: name --tls-cert and --tls-key, or say --insecure"
-            )
 
 
 class CloudServer:
@@ -95,31 +46,51 @@ class CloudServer:
 
     def __init__(self, settings: CloudSettings, *, clock: Clock = monotonic) -> None:
         self.address = ""
+        self.metrics = CloudMetrics()
+        self.metrics_url = ""
         self._settings, self._clock = settings, clock
         self._stop = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         settings = self._settings
         bundle = ModelBundle.load(settings.bundle)
-        tokens = read_token_file(settings.tokens) if settings.tokens else None
+        self._tokens = TokenFile(settings.tokens, clock=self._clock) if settings.tokens else None
+        quotas = read_quotas(settings.quotas) if settings.quotas else Quotas()
+        self._warn_of_unknown_tenants(quotas)
         model = await asyncio.to_thread(_load_model, bundle, settings)
         async with AsyncExitStack() as stack:
-            self.batcher = await stack.enter_async_context(Batcher(model, threads=settings.threads))
-            self.store = ContextStore(
-                model.architecture, model.cut, model.new_cache, settings.limits, clock=self._clock
+            if settings.metrics_address is not None:
+                endpoint = MetricsEndpoint(self.metrics.registry, *settings.metrics_address)
+                self.metrics_url = (await stack.enter_async_context(endpoint)).url
+            self.batcher = await stack.enter_async_context(
+                Batcher(model, threads=settings.threads, metrics=self.metrics, clock=self._clock)
             )
-            authenticator = Authenticator(tokens)
+            self.store = ContextStore(
+                model.architecture,
+                model.cut,
+                model.new_cache,
+                _limits(settings),
+                quotas=quotas,
+                metrics=self.metrics,
+                clock=self._clock,
+                debug=settings.debug_invariants,
+            )
+            authenticator = Authenticator(self._tokens.current if self._tokens else None)
             self.service = CollaborationService(
                 bundle.manifest,
                 self.store,
                 self.batcher,
                 authenticator,
                 max_message_bytes=settings.max_message_bytes,
+                quotas=quotas,
+                metrics=self.metrics,
                 clock=self._clock,
             )
             self._health = health.aio.HealthServicer()
-            interceptors = [TokenInterceptor(authenticator, SESSION_METHOD)] if tokens else []
-            self._server = grpc.aio.server(interceptors=interceptors, options=_options(settings))
+            guard = TokenInterceptor(authenticator, SESSION_METHOD, self.metrics)
+            self._server = grpc.aio.server(
+                interceptors=[guard] if self._tokens else [], options=_options(settings)
+            )
             self._server.add_generic_rpc_handlers((self.service.handler(),))
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -150,12 +121,19 @@ class CloudServer:
         self._stop.set()
 
     async def wait(self) -> None:
-        """Return after SIGTERM, SIGINT or :meth:`stop`; leaving the block then drains."""
+        """Return after SIGTERM, SIGINT or :meth:`stop`; leaving the block then drains.  Meanwhile
+        SIGHUP reads the token file, where there is one."""
         loop = asyncio.get_running_loop()
+        actions: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: self._stop.set,
+            signal.SIGINT: self._stop.set,
+        }
+        if self._tokens and hasattr(signal, "SIGHUP"):
+            actions[signal.SIGHUP] = self._tokens.reload
         handled = []
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number, action in actions.items():
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                loop.add_signal_handler(number, self._stop.set)
+                loop.add_signal_handler(number, action)
                 handled.append(number)
         try:
             await self._stop.wait()
@@ -166,11 +144,22 @@ class CloudServer:
     async def _drain(self) -> None:
         """Say NOT_SERVING, let sessions end, then close the port."""
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
-        _LOG.info("draining, %d sessions open", self.service.open_streams)
+        _LOG.info("draining", extra=about(streams=self.service.open_streams))
         await self.service.drain(self._settings.drain_seconds)
         await self._server.stop(grace=1.0)
 
+    def log_ready(self) -> None:
+        """Log where sessions and metrics are served."""
+        _LOG.info("listening", extra=about(address=self.address, metrics=self.metrics_url or "off"))
+
+    def _warn_of_unknown_tenants(self, quotas: Quotas) -> None:
+        if self._tokens:
+            unknown = quotas.tenants.keys() - {tenant for tenant, _ in self._tokens.current()}
+            for tenant in sorted(unknown):
+                _LOG.warning("a quota's tenant has no token", extra=about(tenant=tenant))
+
     async def _report(self, status: Any) -> None:
+        self.metrics.serving.set(status == health_pb2.HealthCheckResponse.SERVING)
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
 
@@ -178,6 +167,14 @@ class CloudServer:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             self.store.expire()
+
+
+def _limits(settings: CloudSettings) -> StoreLimits:
+    return StoreLimits(
+        budget_bytes=int(settings.budget_mb * 2**20),
+        max_sessions=settings.max_sessions,
+        idle_seconds=settings.session_ttl,
+    )
 
 
 def _load_model(bundle: ModelBundle, settings: CloudSettings) -> DeepModel:

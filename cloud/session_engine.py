@@ -22,7 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cloud.batcher import Batcher, Work
-from cloud.context_manager import ContextStore, HeldSession
+from cloud.context_manager import ContextStore
+from cloud.held_session import HeldSession
+from cloud.metrics import TenantMetrics
+from cloud.quotas import EscalationRate
 from shared.clock import Clock
 from shared.errors import ContextGapError, InvalidMessageError
 from shared.messages import CloudMessage, ContextKind, Decision, Escalate
@@ -66,12 +69,14 @@ class SessionEngine:
         batcher: Batcher,
         manifest: Manifest,
         send: Callable[[CloudMessage], Awaitable[None]],
+        usage: TenantMetrics,
+        rate: EscalationRate,
         clock: Clock,
     ) -> None:
         self._session, self._store, self._batcher = session, store, batcher
         self._arch, self._cut = manifest.architecture, manifest.cut
         self._stop_tokens = frozenset(manifest.tokenizer.stop_token_ids)
-        self._send, self._clock = send, clock
+        self._send, self._usage, self._rate, self._clock = send, usage, rate, clock
         self._pending: deque[_Question] = deque()
         self._changed = asyncio.Event()
         self._busy = False
@@ -106,6 +111,8 @@ class SessionEngine:
             raise ContextGapError(
                 f"position {position} cannot be decided, the cloud holds 0 to {self._session.held}"
             )
+        self._rate.ask()
+        self._usage.escalations.inc()
         self._pending.append(_Question(step, position, asks.burst, asks.guess, asked))
         if self._catching_up is not None:
             self._catching_up.urgent = True
@@ -179,6 +186,7 @@ class SessionEngine:
             choice = session.decisions[question.position]
             corrected = question.corrected_by(choice)
             if corrected:
+                self._usage.corrections.inc()
                 self._astray = True
                 self._pending.clear()
                 self._changed.set()
@@ -200,6 +208,8 @@ class SessionEngine:
             if position not in session.decisions:
                 await self._decide([position])
             choice = session.decisions[position]
+            self._rate.add_burst_token()
+            self._usage.burst_tokens.inc()
             await self._reply(question.step, position, choice, asked)
 
     def _keep(self, position: int, token_id: int) -> bool:
@@ -266,8 +276,11 @@ class SessionEngine:
         layers = self._arch.layers - cache.first_layer
         session.layer_positions += layers * (stop - start)
         session.compute_seconds += outcome.seconds
+        self._usage.compute_seconds.inc(outcome.seconds)
 
     async def _reply(self, step: int, position: int, choice: Choice, asked: float) -> None:
-        microseconds = max(0, round((self._clock() - asked) * 1e6))
+        seconds = max(0.0, self._clock() - asked)
+        self._usage.decision_seconds.observe(seconds)
+        microseconds = round(seconds * 1e6)
         decision = Decision(position, choice.token_id, choice.logprob, min(microseconds, 2**32 - 1))
         await self._send(CloudMessage(step, decision))

@@ -20,7 +20,7 @@ from shared.errors import TandemError
 _GROUP = "tandem.commands"
 _EXTRAS = {
     "edge": ("grpc", "jinja2", "onnxruntime", "tokenizers"),
-    "cloud": ("grpc_health", "grpc_reflection", "torch"),
+    "cloud": ("grpc_health", "grpc_reflection", "prometheus_client", "torch"),
     "prepare": ("gguf", "matplotlib", "onnx", "scipy"),
     "simulator": ("starlette", "uvicorn"),
 }

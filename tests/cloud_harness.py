@@ -22,8 +22,10 @@ import torch
 import transformers
 
 from cloud.collaboration_service import SESSION_METHOD
+from cloud.context_manager import StoreLimits
 from cloud.deep_model import DeepModel
-from cloud.server import CloudServer, CloudSettings
+from cloud.server import CloudServer
+from cloud.settings import CloudSettings, load_settings
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.messages import (
     PROTOCOL_VERSION,
@@ -53,9 +55,25 @@ PROMPT = (5, 77, 200, 31, 8, 120)
 
 
 def settings_for(bundle: ModelBundle, **changes: Any) -> CloudSettings:
-    """Loopback, a free port, one thread, a short drain."""
-    plain: dict[str, Any] = {"port": 0, "threads": 1, "drain_seconds": 5.0}
-    return CloudSettings(bundle=bundle.folder, **(plain | changes))
+    """Loopback, a free port, one thread, a short drain, invariants checked after every change.
+
+    ``limits`` stands for the settings of the store.
+    """
+    plain: dict[str, Any] = {
+        "bundle": bundle.folder,
+        "port": 0,
+        "threads": 1,
+        "drain_seconds": 5.0,
+        "debug_invariants": True,
+    }
+    limits: StoreLimits | None = changes.pop("limits", None)
+    if limits is not None:
+        plain |= {
+            "budget_mb": limits.budget_bytes / 2**20,
+            "max_sessions": limits.max_sessions,
+            "session_ttl": limits.idle_seconds,
+        }
+    return load_settings(plain | changes).settings
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def test_help_names_every_command_and_shows_examples() -> None:
         "prepare exits",
         "prepare check",
         "cloud serve",
+        "cloud config",
+        "cloud token",
         "simulate link",
         "bench",
     ):
@@ -130,6 +133,37 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
     for mode in ("cloud-only", "collaborative", "standalone"):
         assert mode in done.stdout
     assert "agreement" in done.stdout
+
+
+def test_cloud_config_prints_a_file_that_says_the_same(tmp_path: Path) -> None:
+    first = tandem("cloud", "config", "--max-sessions", "7", "--insecure", "--metrics", ":9464")
+    assert "max_sessions = 7  # --max-sessions" in first.stdout
+    (tmp_path / "cloud.toml").write_text(first.stdout)
+    again = tandem("cloud", "config", "--config", str(tmp_path / "cloud.toml"), "--port", "1")
+    assert "max_sessions = 7  # cloud.toml: max_sessions" in again.stdout
+    assert "port = 1  # --port" in again.stdout
+    assert "insecure = true" in again.stdout
+
+
+def test_a_cloud_that_logs_json_logs_nothing_else(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "cloud", "serve", "--port", "0", "--metrics", ":0", "--log-format", "json",
+         "--threads", "1", "--bundle", str(tiny_bundle().folder)],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    ready = json.loads(process.stderr.readline())
+    assert ready["event"] == "listening"
+    with urllib.request.urlopen(ready["metrics"], timeout=SECONDS) as answer:
+        assert b"tandem_cloud_serving 1.0" in answer.read()
+    tandem("generate", "hello", "--cloud", ready["address"], "--precision", "float32",
+           "--mode", "cloud-only", "--max-tokens", "4")  # fmt: skip
+    process.send_signal(signal.SIGTERM)
+    lines = [json.loads(line) for line in process.stderr]
+    assert process.wait(SECONDS) == 0
+    process.stderr.close()
+    assert [line["event"] for line in lines] == ["session opened", "session closed", "draining"]
+    assert lines[0]["session"] == lines[1]["session"]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +234,11 @@ def test_demo_talks_in_three_modes_and_closes_with_a_table() -> None:
         (["cloud", "serve", "--bundle", "/nowhere"], 2, "tandem prepare"),
         (["cloud", "serve", "--host", "0.0.0.0"], 2, "--insecure"),
         (["cloud", "serve", "--tls-cert", "a.pem"], 2, "--tls-key"),
+        (["cloud", "serve", "--metrics", "9464"], 2, "--metrics"),
+        (["cloud", "serve", "--quotas", "/nowhere.toml"], 2, "cannot be read"),
+        (["cloud", "serve", "--config", "/nowhere.toml"], 2, "cannot be read"),
+        (["cloud", "config", "--port", "70000"], 2, "--port"),
+        (["cloud", "config", "--tokens", "tandem_secret"], 2, "token file"),
         (["prepare", "--from", "/nowhere"], 2, "no such file"),
         (["prepare", "exits", "--out", "/tmp/x", "--layers", "a"], 2, "--layers"),
         (["prepare", "exits", "--out", "/tmp/x", "--max-minutes", "1,x"], 2, "--max-minutes"),

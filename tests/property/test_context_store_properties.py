@@ -16,7 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from cloud.context_manager import ContextStore, HeldSession, SessionKey, StoreLimits
+from cloud.context_manager import ContextStore, StoreLimits
+from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from shared.clock import ManualClock
 from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
@@ -193,6 +194,10 @@ class StoreMachine(RuleBasedStateMachine):
             total += held.context.nbytes + held.cache_bytes
         assert self.store.held_bytes == total <= BUDGET
         assert len(self.store) <= MAX_SESSIONS
+
+    @invariant()
+    def agrees_with_its_own_check(self) -> None:
+        self.store.check()
 
     @invariant()
     def holds_what_was_sent(self) -> None:

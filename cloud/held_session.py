@@ -1,0 +1,132 @@
+"""One session as the context store holds it: its name, context, KV cache and decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from cloud.kv_cache import KvCache
+from shared.messages import ContextKind
+from shared.sampling import Choice, Sampling
+
+_SMALLEST = 64
+
+
+@dataclass(frozen=True)
+class SessionKey:
+    """Names a session; ids of different tenants never meet."""
+
+    tenant: str
+    session_id: bytes
+
+    @property
+    def short_id(self) -> str:
+        """Enough to tell sessions apart in a log, too little to take one over."""
+        return self.session_id.hex()[:8]
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.short_id}"
+
+
+class Rows:
+    """Rows that are appended and cut off; memory grows by doubling.
+
+    ``length`` may be lowered from outside.
+    """
+
+    def __init__(self, row_shape: tuple[int, ...], dtype: npt.DTypeLike, limit: int) -> None:
+        self._data: npt.NDArray[Any] = np.empty((0, *row_shape), dtype)
+        self._row_bytes = self._data.itemsize * int(np.prod(row_shape, dtype=np.int64))
+        self._limit = limit
+        self.length = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self._data.nbytes
+
+    def bytes_for(self, length: int) -> int:
+        """Bytes allocated once ``length`` rows are held."""
+        return self._capacity_for(length) * self._row_bytes
+
+    def append(self, rows: npt.NDArray[Any]) -> None:
+        """Add ``rows`` at the end."""
+        stop = self.length + len(rows)
+        if stop > len(self._data):
+            grown = np.empty((self._capacity_for(stop), *self._data.shape[1:]), self._data.dtype)
+            grown[: self.length] = self._data[: self.length]
+            self._data = grown
+        self._data[self.length : stop] = rows
+        self.length = stop
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        return self._data[: self.length][rows]
+
+    def _capacity_for(self, length: int) -> int:
+        capacity = len(self._data) or _SMALLEST
+        while capacity < length:
+            capacity *= 2
+        return min(capacity, max(length, self._limit))
+
+
+@dataclass
+class HeldSession:
+    """One session's entry.  The store owns it; whoever opened it may read it and add decisions.
+
+    Attributes:
+        context: hidden states ``[n, hidden]`` or int32 token ids ``[n]``.
+        cache: the KV cache, ``None`` until first needed and after an eviction.
+        final_state: the newest computed position and its final hidden state ``[hidden]``.
+        counted_bytes: what the store's ledger has on its account for this session.
+        layer_positions: positions computed so far, summed over layers.
+    """
+
+    key: SessionKey
+    sampling: Sampling
+    kind: ContextKind
+    context: Rows
+    last_used: float
+    in_use: bool = True
+    cache: KvCache | None = None
+    cache_bytes: int = 0
+    counted_bytes: int = 0
+    final_state: tuple[int, Tensor] | None = None
+    decisions: dict[int, Choice] = field(default_factory=dict)
+    layer_positions: int = 0
+    compute_seconds: float = 0.0
+
+    @property
+    def held(self) -> int:
+        """Positions of context held."""
+        return self.context.length
+
+    @property
+    def computed(self) -> int:
+        """Positions whose keys and values are in the cache."""
+        return 0 if self.cache is None else self.cache.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that count against the budget."""
+        return self.context.nbytes + self.cache_bytes
+
+    def drop_cache(self) -> None:
+        """Forget keys and values; they are rebuilt from the context."""
+        self.cache, self.cache_bytes, self.final_state = None, 0, None
+
+    def check(self) -> None:
+        """Assert what always holds of a session."""
+        cache = self.cache
+        assert cache is not None or not self.cache_bytes
+        if cache is not None:
+            allocated = cache.capacity * cache.position_bytes
+            assert allocated <= self.cache_bytes, "memory that is not counted"
+            assert (cache.first_layer == 0) == (self.kind is ContextKind.TOKEN_IDS)
+        assert self.computed <= self.held, "keys and values of context that is not held"
+        assert self.counted_bytes == self.nbytes, "bytes that the ledger does not know"
+        assert self.final_state is None or self.final_state[0] < self.held
+        assert max(self.decisions, default=0) <= self.held, "a decision without its context"

@@ -1,0 +1,75 @@
+"""What the cloud logs: events with fields, as lines to read or as one JSON object a line.
+
+An event is a constant text, and what differs from one to the next goes into fields, so lines can be
+counted and searched.  Prompts, context, token ids and bearer tokens are never among them; a session
+is named by the start of its id, too little to take it over.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cloud.settings import LogFormat
+
+if TYPE_CHECKING:
+    from cloud.held_session import SessionKey
+
+_PLAIN = re.compile(r"^[\w.:/@+-]+\Z", re.ASCII)
+
+
+def about(key: SessionKey | None = None, **fields: object) -> dict[str, Any]:
+    """``extra`` of a logging call: the session's short id and tenant, then ``fields``."""
+    session = {} if key is None else {"session": key.short_id, "tenant": key.tenant}
+    return {"fields": session | fields}
+
+
+def configure_logging(level: str, form: LogFormat) -> None:
+    """Log everything from ``level`` on to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class TextFormatter(logging.Formatter):
+    """``time level logger event key=value …``; values that could be misread are quoted."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line, without a traceback."""
+        fields = (f" {name}={_quoted(value)}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + "".join(fields)
+
+
+class JsonFormatter(logging.Formatter):
+    """``time`` (ISO 8601, UTC), ``level``, ``logger``, ``event``, the fields, and ``exception``
+    (a traceback) where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One object on one line."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": time,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line |= _fields(record)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.match(text) else json.dumps(text)
