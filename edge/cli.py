@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import sys
+from logging.handlers import MemoryHandler
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -121,8 +122,7 @@ def generate(
         use_exits=not no_exits,
     )
     if auto:
-        logging.basicConfig(format="%(message)s", stream=sys.stderr)
-        logging.getLogger("tandem.edge").setLevel(logging.INFO)
+        notices = _notices()
     elif target_agreement is not None:
         print(
             f"threshold {options.threshold:g} for agreement {target_agreement:g}", file=sys.stderr
@@ -136,8 +136,20 @@ def generate(
         result = asyncio.run(_answer(engine, engine.encode_chat(messages), options, not as_json))
     finally:
         engine.close()
+        if auto:
+            notices.flush()
     if as_json:
         print(json.dumps(result.as_record(), ensure_ascii=False))
+
+
+def _notices() -> MemoryHandler:
+    """What auto mode has to say, kept until the answer's own lines are out."""
+    target = logging.StreamHandler(sys.stderr)
+    handler = MemoryHandler(1000, logging.CRITICAL, target, flushOnClose=False)
+    log = logging.getLogger("tandem.edge")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    return handler
 
 
 def _prompt_text(prompt: str) -> str:

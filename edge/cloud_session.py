@@ -142,6 +142,7 @@ class CloudSession:
         self.closed: Closed | None = None
         self.reconnects = 0
         self.openings = 0
+        self.last_error: TandemError | None = None
         self._endpoint = endpoint
         self._source = source
         self._clock = clock
@@ -326,10 +327,12 @@ class CloudSession:
                         self._channels.retire(channel)
                         raise
             except CloudUnavailableError as error:
+                self.last_error = error
                 if self.openings > openings:
                     silent_since, attempt, delay = self._clock(), 0, 0.05
                 self._check_patience(self._clock() - silent_since, error)
-            except _REFUSALS:
+            except _REFUSALS as error:
+                self.last_error = error
                 if not self._persistent:
                     raise
                 delay = _REFUSED_SECONDS

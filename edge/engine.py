@@ -252,6 +252,7 @@ class Generation:
         )
         self._plan = options.plan
         self._steering: Steering | None = None
+        self._explained = False  # a choice that rests on measurements
         self._statistics = GenerationStatistics(timeline=timeline)
         self._tokens: list[GeneratedToken] = []
         self._cloud: CloudSession | None = None
@@ -342,8 +343,10 @@ class Generation:
             prompt_tokens=len(self._request.prompt_ids),
             answer_tokens=self._request.max_tokens,
         )
-        if choice.plan != self._engine.last_plan:
+        measured = choice.seconds_per_token is not None
+        if choice.plan != self._engine.last_plan or (measured and not self._explained):
             _LOG.info("%s", choice.reason)
+            self._explained = measured
         self._engine.last_plan = choice.plan
         return choice
 

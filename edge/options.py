@@ -238,20 +238,21 @@ def check_schedule_options(
         "--verified": verified,
     }
     named = [option for option, was_given in given.items() if was_given]
-    if not use_exits and (window is not None or verified or threshold is not None):
-        raise ConfigurationError(
-            "--no-exits has nothing to draft, accept or verify: drop --window, --verified and "
-            "--threshold"
-        )
-    if mode is Mode.AUTO and threshold is not None:
+    if threshold is not None and mode in (Mode.AUTO, Mode.CLOUD_ONLY):
         named.insert(0, "--threshold")
+    idle = [n for n in named if n in ("--window", "--verified")]
+    if not use_exits and (idle or threshold is not None):
+        idle += ["--threshold"] if threshold is not None else []
+        raise ConfigurationError(
+            f"--no-exits has nothing to draft, accept or verify: drop {', '.join(idle)}"
+        )
     if not named or mode is Mode.COLLABORATIVE:
         return
     if mode is Mode.AUTO:
         raise ConfigurationError(f"auto mode chooses for itself: drop {', '.join(named)}")
     raise ConfigurationError(
-        f"{', '.join(named)}: for edge and cloud together; name a cloud with --cloud and no other "
-        "--mode"
+        f"{mode.value} mode has no use for {', '.join(named)}: drop it, or let edge and cloud work "
+        "together (--cloud, and no other --mode)"
     )
 
 

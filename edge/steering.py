@@ -92,7 +92,7 @@ class Steering:
         except (TimeoutError, *_SURVIVABLE) as error:
             if question.ready:
                 return question.take()
-            reason = str(error) or "no answer in time"
+            reason = str(error) or str(self._cloud.last_error or "no answer in time")
         _LOG.info("going on without the cloud: %s", reason)
         self._alone = True
         self._openings = self._cloud.openings
