@@ -250,34 +250,13 @@ class CloudSession:
         self._astray = False
 
     async def answer(self, question: Question) -> Decision:
-        """The next answer to ``question``; raises a typed error where none can be had.
+        """Wait for the next answer to ``question``; a connection that stays silent is replaced by a
+        new one.  Raises a typed error where no answer can be had.
 
         A decision that differs from the question's guess is a correction: the cloud has forgotten
         the context from there on and ignores what is said of it, until the edge goes back with
         :meth:`truncate` (or :meth:`follow`, where a burst comes).
         """
-        return await self._answer_to(question)
-
-    async def decide(self, position: int) -> Decision:
-        """The cloud's token at ``position``; raises a typed error where none can be had."""
-        async with aclosing(self.decide_burst(position, 0)) as decisions:
-            return await anext(decisions)
-
-    async def decide_burst(self, position: int, burst: int) -> AsyncGenerator[Decision, None]:
-        """The token at ``position`` and up to ``burst`` more that the cloud decodes by itself.
-
-        The caller stops listening at a stop token.  It offers each token that the burst goes on
-        from, so that a new connection can replay it; on this one the cloud has it already.
-        """
-        question = self.ask(position, burst=burst)
-        try:
-            for _ in range(burst + 1):
-                yield await self._answer_to(question)
-        finally:
-            self._questions.pop(position, None)
-
-    async def _answer_to(self, question: Question) -> Decision:
-        """Wait for the next answer; a connection that stays silent is replaced by a new one."""
         if question.ready:
             return question.take()
         assert self._task is not None
@@ -304,6 +283,24 @@ class CloudSession:
                 self.give_up_connection()
         finally:
             arrival.cancel()
+
+    async def decide(self, position: int) -> Decision:
+        """The cloud's token at ``position``; raises a typed error where none can be had."""
+        async with aclosing(self.decide_burst(position, 0)) as decisions:
+            return await anext(decisions)
+
+    async def decide_burst(self, position: int, burst: int) -> AsyncGenerator[Decision, None]:
+        """The token at ``position`` and up to ``burst`` more that the cloud decodes by itself.
+
+        The caller stops listening at a stop token.  It offers each token that the burst goes on
+        from, so that a new connection can replay it; on this one the cloud has it already.
+        """
+        question = self.ask(position, burst=burst)
+        try:
+            for _ in range(burst + 1):
+                yield await self.answer(question)
+        finally:
+            self._questions.pop(position, None)
 
     def give_up_connection(self) -> None:
         """Replace a connection that stays silent by a new one."""
