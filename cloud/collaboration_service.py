@@ -263,11 +263,13 @@ class CollaborationService:
         while message := await self._next(stream, session):
             match message.body:
                 case Context(position, payload):
-                    await engine.add_context(position, partial(self._rows, session, payload))
+                    await engine.add_context(
+                        message.step, position, partial(self._rows, session, payload)
+                    )
                 case Escalate() as question:
                     await engine.escalate(message.step, question)
                 case Truncate(position):
-                    await engine.truncate(position)
+                    await engine.truncate(message.step, position)
                 case Close():
                     await engine.stop()
                     microseconds = round(session.compute_seconds * 1e6)

@@ -127,7 +127,11 @@ class ContextStore:
         return session
 
     def release(self, session: HeldSession) -> None:
-        """The session's stream is gone; it stays resumable until it expires or room is needed."""
+        """The session's stream is gone; it stays resumable until it expires or room is needed.
+
+        What the cloud said ahead of the edge is forgotten.
+        """
+        self.truncate(session, session.confirmed)
         session.in_use = False
         session.last_used = self._clock()
         self._changed()
@@ -141,13 +145,14 @@ class ContextStore:
 
     def check_joins(self, session: HeldSession, position: int) -> None:
         """Raise :class:`ContextGapError` where context from ``position`` on leaves a gap."""
-        if position > session.held:
+        if position > session.confirmed:
             raise ContextGapError(
-                f"context starts at {position}, the cloud holds 0 to {session.held}"
+                f"context starts at {position}, the cloud holds 0 to {session.confirmed}"
             )
 
     def append(self, session: HeldSession, position: int, rows: npt.NDArray[Any]) -> None:
-        """Add context from ``position`` on; what is held already is skipped.
+        """Add the edge's context from ``position`` on; what is held already is skipped, and the
+        cloud's own words give way to others.
 
         Args:
             rows: ``[n, hidden]`` float32 or ``[n]`` token ids, checked by the caller.
@@ -157,17 +162,39 @@ class ContextStore:
             BudgetExceededError: the model's context is full, or the budget or the quota is.
         """
         self.check_joins(session, position)
-        held, stop = session.held, position + len(rows)
+        stop = position + len(rows)
         if stop > self._arch.max_positions:
             raise BudgetExceededError(
                 f"a session holds {self._arch.max_positions} positions at most, not {stop}"
             )
-        if stop <= held:
+        if stop <= session.confirmed:
             return
-        self._make_room(session, session.context.bytes_for(stop) - session.context.nbytes)
-        session.context.append(rows[held - position :])
-        self._ledger.update(session)
+        if session.own:
+            self._confirm(session, rows[session.confirmed - position :])
+        if stop > session.held:
+            self._make_room(session, session.context.bytes_for(stop) - session.context.nbytes)
+            session.context.append(rows[session.held - position :])
+            self._ledger.update(session)
         self._changed()
+
+    def append_own(self, session: HeldSession, token_id: int) -> None:
+        """Go on with a token that the edge has not sent; raises as :meth:`append` does."""
+        own = session.own
+        session.own = 0
+        try:
+            self.append(session, session.held, np.array([token_id], np.int32))
+            own += 1
+        finally:
+            session.own = own
+
+    def _confirm(self, session: HeldSession, rows: npt.NDArray[Any]) -> None:
+        """Hold the cloud's own words against the edge's."""
+        own = session.context[session.confirmed :]
+        both = min(len(own), len(rows))
+        different = np.flatnonzero(own[:both] != rows[:both])
+        session.own -= int(different[0]) if len(different) else both
+        if len(different):
+            self.truncate(session, session.confirmed)
 
     def cache_for(self, session: HeldSession, positions: int) -> KvCache:
         """The session's cache, with memory for ``positions`` counted (the model allocates it).
@@ -190,6 +217,7 @@ class ContextStore:
 
     def truncate(self, session: HeldSession, position: int) -> None:
         """Forget context, keys, values and decisions from ``position`` on."""
+        session.own = max(0, min(session.own, position - session.confirmed))
         session.context.length = min(session.context.length, position)
         if session.cache is not None:
             session.cache.length = min(session.cache.length, position)

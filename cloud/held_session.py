@@ -79,6 +79,7 @@ class HeldSession:
 
     Attributes:
         context: hidden states ``[n, hidden]`` or int32 token ids ``[n]``.
+        own: how many positions at its end are the cloud's own words, decoded ahead of the edge's.
         cache: the KV cache, ``None`` until first needed and after an eviction.
         final_state: the newest computed position and its final hidden state ``[hidden]``.
         counted_bytes: what the store's ledger has on its account for this session.
@@ -90,6 +91,7 @@ class HeldSession:
     kind: ContextKind
     context: Rows
     last_used: float
+    own: int = 0
     in_use: bool = True
     cache: KvCache | None = None
     cache_bytes: int = 0
@@ -103,6 +105,11 @@ class HeldSession:
     def held(self) -> int:
         """Positions of context held."""
         return self.context.length
+
+    @property
+    def confirmed(self) -> int:
+        """Positions of context that came from the edge (or that it knows of, from a burst)."""
+        return self.held - self.own
 
     @property
     def computed(self) -> int:
@@ -126,6 +133,7 @@ class HeldSession:
             allocated = cache.capacity * cache.position_bytes
             assert allocated <= self.cache_bytes, "memory that is not counted"
             assert (cache.first_layer == 0) == (self.kind is ContextKind.TOKEN_IDS)
+        assert 0 <= self.own <= self.held
         assert self.computed <= self.held, "keys and values of context that is not held"
         assert self.counted_bytes == self.nbytes, "bytes that the ledger does not know"
         assert self.final_state is None or self.final_state[0] < self.held

@@ -2,7 +2,8 @@
 
 Escalations that wait together are decided in one pass, which takes the context before them along:
 catching up and verifying an edge's drafts are the same pass.  After a correction (the edge went on
-from another token) everything is ignored up to the edge's Truncate.
+from another token) everything is ignored up to the edge's Truncate.  While nobody asks, the cloud
+decodes ahead of the edge's context, as far as the edge wishes.
 
 The stream's reader hands over what the edge asks; :meth:`SessionEngine.run` works it off, one piece
 of the model's time after another, and sends decisions.  All state lives in the session's entry of
@@ -27,8 +28,8 @@ from cloud.held_session import HeldSession
 from cloud.metrics import TenantMetrics
 from cloud.quotas import EscalationRate
 from shared.clock import Clock
-from shared.errors import ContextGapError, InvalidMessageError
-from shared.messages import CloudMessage, ContextKind, Decision, Escalate
+from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
+from shared.messages import Ahead, CloudMessage, ContextKind, Decision, Escalate
 from shared.model_bundle import Manifest
 from shared.sampling import Choice
 
@@ -83,56 +84,71 @@ class SessionEngine:
         self._bursting = False
         self._interrupted = False
         self._astray = False  # a correction was sent, and what arrives is from before it
+        self._lookahead = 0
+        self._heeded_step = 0
         self._catching_up: Work | None = None
 
     # ---- what the reader calls, in the order of the messages -----------------------------------
 
-    async def add_context(self, position: int, unpack: Callable[[], npt.NDArray[Any]]) -> None:
+    async def add_context(
+        self, step: int, position: int, unpack: Callable[[], npt.NDArray[Any]]
+    ) -> None:
         """Store context (after a burst that runs, which adds to it as well); ``unpack`` is called
         only where it joins what is held."""
-        await self._until(lambda: self._astray or not self._burst_ahead())
+        # what was asked before it may tell that it is about a text that is no more
+        await self._until(
+            lambda: (
+                self._astray or not (self._burst_ahead() or (self._session.own and self._pending))
+            )
+        )
         if self._astray:
             return
         self._store.check_joins(self._session, position)
-        self._store.append(self._session, position, unpack())
+        rows = unpack()
+        if self._session.own:  # which may have to give way
+            await self._pause()
+        self._store.append(self._session, position, rows)
+        self._heeded_step, self._interrupted = step, False
         self._changed.set()
 
     async def escalate(self, step: int, asks: Escalate) -> None:
         """Queue an escalation; raises where its context is not held or it cannot be decided."""
         asked, position = self._clock(), asks.position
-        if asks.burst and self._session.kind is not ContextKind.TOKEN_IDS:
-            raise InvalidMessageError("a burst needs token ids as context")
+        if (asks.burst or asks.lookahead) and self._session.kind is not ContextKind.TOKEN_IDS:
+            raise InvalidMessageError("a burst and a lookahead need token ids as context")
         await self._until(
             lambda: self._astray or (not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
         )
         if self._astray:
             return
-        if position > self._session.held:
+        if position > (held := self._session.confirmed):
             raise ContextGapError(
-                f"position {position} cannot be decided, the cloud holds 0 to {self._session.held}"
+                f"position {position} cannot be decided, the cloud holds 0 to {held}"
             )
         self._rate.ask()
         self._usage.escalations.inc()
         self._pending.append(_Question(step, position, asks.burst, asks.guess, asked))
+        self._lookahead, self._heeded_step = asks.lookahead, step
         if self._catching_up is not None:
             self._catching_up.urgent = True
         self._changed.set()
 
-    async def truncate(self, position: int) -> None:
-        """Forget context from ``position`` on; unanswered escalations beyond it are withdrawn."""
-        kept = [question for question in self._pending if question.position <= position]
+    async def truncate(self, step: int, position: int) -> None:
+        """Forget the edge's context from ``position`` on; unanswered escalations from there on are
+        withdrawn."""
+        kept = [question for question in self._pending if question.position < position]
         self._pending = deque(kept)
-        self._interrupted = True  # a burst, if one runs, stops
-        await self._until(lambda: not self._busy)
-        self._store.truncate(self._session, position)
+        await self._pause()
+        if position < self._session.confirmed:
+            self._store.truncate(self._session, position)
+        self._heeded_step = step
         self._interrupted = self._astray = False
         self._changed.set()
 
     async def stop(self) -> None:
         """Withdraw every escalation and wait until nothing runs."""
         self._pending.clear()
-        self._interrupted = True
-        await self._until(lambda: not self._busy)
+        await self._pause()
 
     async def finish(self) -> None:
         """Wait until every escalation is answered."""
@@ -140,6 +156,11 @@ class SessionEngine:
 
     def _burst_ahead(self) -> bool:
         return self._bursting or any(question.always_bursts for question in self._pending)
+
+    async def _pause(self) -> None:
+        """Wait until nothing runs (a burst stops), and let nothing begin."""
+        self._interrupted = True
+        await self._until(lambda: not self._busy)
 
     async def _until(self, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -158,8 +179,10 @@ class SessionEngine:
                     questions = self._take_questions()
                     self._bursting = questions[-1].always_bursts
                     await self._answer(questions)
-                else:
+                elif self._is_behind():
                     await self._catch_up()
+                else:
+                    await self._look_ahead()
             finally:
                 self._busy = self._bursting = False
                 self._changed.set()
@@ -167,8 +190,20 @@ class SessionEngine:
     def _has_work(self) -> bool:
         if self._interrupted:
             return False
-        behind = self._session.held - self._session.computed
-        return bool(self._pending) or (behind >= CATCH_UP_FROM and not self._astray)
+        return bool(self._pending) or self._is_behind() or self._may_look_ahead()
+
+    def _is_behind(self) -> bool:
+        return self._session.held - self._session.computed >= CATCH_UP_FROM and not self._astray
+
+    def _may_look_ahead(self) -> bool:
+        if not self._lookahead:
+            return False
+        session = self._session
+        said = session.decisions.get(session.held)
+        if said is not None and said.token_id in self._stop_tokens:
+            return False
+        limit = min(session.confirmed + self._lookahead, self._arch.max_positions)
+        return 1 <= session.held + (said is not None) <= limit
 
     def _take_questions(self) -> list[_Question]:
         """The questions at the front that one piece of work can answer together."""
@@ -189,6 +224,9 @@ class SessionEngine:
                 self._usage.corrections.inc()
                 self._astray = True
                 self._pending.clear()
+                if self._lookahead and question.position < session.confirmed:  # it begins here
+                    self._store.truncate(session, question.position)
+                    session.decisions[question.position] = choice
                 self._changed.set()
             await self._reply(question.step, question.position, choice, question.asked)
             if question.burst and (corrected or question.always_bursts):
@@ -224,13 +262,31 @@ class SessionEngine:
             self._store.append(session, position, np.array([token_id], np.int32))
         return True
 
+    async def _look_ahead(self) -> None:
+        """Decide what nobody asked for yet: what follows the context, or what was decided there."""
+        session, began = self._session, self._clock()
+        try:
+            if (said := session.decisions.get(session.held)) is not None:
+                self._store.append_own(session, said.token_id)
+            position = session.held
+            if position not in session.decisions:
+                await self._decide([position], urgent=False)
+        except BudgetExceededError:  # nobody asked: the session can go on without
+            self._lookahead = 0
+            return
+        self._rate.add_burst_token()
+        self._usage.burst_tokens.inc()
+        decision = _decision(position, session.decisions[position], self._clock() - began)
+        base = min(position, session.confirmed)
+        await self._send(CloudMessage(self._heeded_step, Ahead(decision, base)))
+
     async def _catch_up(self) -> None:
         """Run context ahead of the question, in pieces small enough to wait for."""
         session = self._session
         stop = min(session.held, session.computed + CATCH_UP_ROWS)
         await self._compute(stop, (), urgent=False)
 
-    async def _decide(self, positions: Sequence[int]) -> None:
+    async def _decide(self, positions: Sequence[int], *, urgent: bool = True) -> None:
         """Decide rising ``positions``, in pieces of what fits into a pass."""
         session = self._session
         if not positions:
@@ -243,7 +299,7 @@ class SessionEngine:
         while True:
             stop = min(positions[-1], session.computed + self._batcher.max_rows)
             asked = tuple(p for p in positions if session.computed <= p <= stop)
-            await self._compute(stop, asked, urgent=True)
+            await self._compute(stop, asked, urgent=urgent)
             positions = [p for p in positions if p > stop]
             if not positions:
                 return
@@ -281,6 +337,9 @@ class SessionEngine:
     async def _reply(self, step: int, position: int, choice: Choice, asked: float) -> None:
         seconds = max(0.0, self._clock() - asked)
         self._usage.decision_seconds.observe(seconds)
-        microseconds = round(seconds * 1e6)
-        decision = Decision(position, choice.token_id, choice.logprob, min(microseconds, 2**32 - 1))
-        await self._send(CloudMessage(step, decision))
+        await self._send(CloudMessage(step, _decision(position, choice, seconds)))
+
+
+def _decision(position: int, choice: Choice, seconds: float) -> Decision:
+    microseconds = min(round(max(0.0, seconds) * 1e6), 2**32 - 1)
+    return Decision(position, choice.token_id, choice.logprob, microseconds)

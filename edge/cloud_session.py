@@ -2,7 +2,8 @@
 
 The edge offers context as it comes; a sender task forwards it while the edge goes on.  The
 connection may break at any time: a new one asks the cloud what it still holds, and only the
-difference, and the questions without an answer, travel again.
+difference, and the questions without an answer, travel again.  What the cloud says ahead of the
+questions is kept, and may answer them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import asyncio
 import contextlib
 import random
 import secrets
-from collections.abc import AsyncGenerator, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +23,7 @@ import grpc
 import grpc.aio
 
 from edge.cloud_channel import Channels, CloudEndpoint
+from edge.lookahead import Lookahead
 from edge.question import Question
 from edge.timeline import Timeline
 from edge.upload_backlog import Backlog
@@ -39,6 +42,7 @@ from shared.errors import (
 from shared.messages import (
     PROTOCOL_VERSION,
     SESSION_ID_BYTES,
+    Ahead,
     Close,
     Closed,
     CloudMessage,
@@ -119,6 +123,7 @@ class WireCounter:
 class CloudSession:
     """An ``async with`` block around one generation's dealings with the cloud.
 
+    ``text`` are the tokens that the context is about, for what the cloud says ahead of them.
     ``channels`` outlive the session where they are given.  A ``persistent`` session is for an edge
     that can do without: it goes on trying also where the cloud is full or failed, and leaving the
     block does not wait for a cloud that is silent.  ``openings`` counts connections that the
@@ -132,6 +137,7 @@ class CloudSession:
         sampling: Sampling,
         source: ContextSource,
         *,
+        text: Sequence[int] = (),
         clock: Clock = monotonic,
         timeline: Timeline | None = None,
         observer: Observer | None = None,
@@ -167,6 +173,9 @@ class CloudSession:
         # until a later answer proves that the cloud has forgotten what lies behind it
         self._unproven_truncation: int | None = None
         self._truncation_step = 0
+        self._truncations: deque[tuple[int, int]] = deque()  # steps and positions, while they count
+        self._ahead = Lookahead(text)
+        self._flush_to = 0
         self._questions: dict[int, Question] = {}  # in the order of their positions
         # a correction has arrived, and what is offered and asked is still from before it
         self._astray = False
@@ -225,9 +234,20 @@ class CloudSession:
         self._offered = max(self._offered, positions)
         self._wake.set()
 
-    def ask(self, position: int, *, burst: int = 0, guess: int | None = None) -> Question:
+    def said_ahead(self, position: int) -> Decision | None:
+        """The cloud's token at ``position`` where it has said it already.  The text up to there is
+        then sent, so that the cloud goes on."""
+        decision = self._ahead.at(position)
+        if decision is not None:
+            self._flush_to = self._offered
+            self._wake.set()
+        return decision
+
+    def ask(
+        self, position: int, *, burst: int = 0, guess: int | None = None, lookahead: int = 0
+    ) -> Question:
         """Ask for the token at ``position``, whose context has been offered; returns at once."""
-        question = Question(position, burst, guess)
+        question = Question(position, burst, guess, lookahead)
         if not self._astray:
             assert position <= self._offered
             self._questions[position] = question
@@ -240,6 +260,8 @@ class CloudSession:
         self._questions.clear()
         self._astray = False
         self._offered = positions
+        self._flush_to = min(self._flush_to, positions)
+        self._ahead.truncated(positions)
         self._unsent_truncation = _lower(positions, self._unsent_truncation)
         self._unproven_truncation = _lower(positions, self._unproven_truncation)
         self._wake.set()
@@ -408,6 +430,7 @@ class CloudSession:
                     at, self._unsent_truncation = self._unsent_truncation, None
                     self._sent = min(self._sent, at)
                     self._truncation_step = self._step + 1
+                    self._truncations.append((self._truncation_step, at))
                     await self._write(call, Truncate(at))
                 elif self._closing:
                     await self._write(call, Close())
@@ -416,8 +439,8 @@ class CloudSession:
                     question.asked, question.heard_at = True, self._clock()
                     self._backlog.asked(question.position, question.heard_at)
                     guess = None if question.answered else question.guess
-                    rest = question.expected - 1
-                    await self._write(call, Escalate(question.next_position, rest, guess))
+                    at, rest = question.next_position, question.expected - 1
+                    await self._write(call, Escalate(at, rest, guess, question.lookahead))
                 elif self._context_is_due():
                     start, stop = self._sent, min(self._offered, self._sent + rows)
                     if stop > opened.max_positions:
@@ -441,6 +464,8 @@ class CloudSession:
         unsent = self._offered - self._sent
         if unsent <= 0 or not self._source.patient or unsent >= _PATIENT_ROWS:
             return unsent > 0
+        if self._sent < self._flush_to:
+            return True
         return any(question.to_ask for question in self._questions.values())
 
     async def _receive(self, call: _Call, sender: asyncio.Task[None]) -> None:
@@ -452,6 +477,8 @@ class CloudSession:
                         continue  # it answers a question about text that was withdrawn since
                     self._unproven_truncation = None
                     self._hand_over(decision)
+                case Ahead() as ahead:
+                    self._take_ahead(message.step, ahead)
                 case Closed() as closed:
                     self.closed = closed
                     sender.cancel()
@@ -466,7 +493,29 @@ class CloudSession:
         if question is None:
             return
         self._observe(question, decision)
+        self._answer(question, decision)
+
+    def _take_ahead(self, step: int, ahead: Ahead) -> None:
+        """Keep what the cloud said unasked, unless it is about text that was withdrawn since.
+
+        It may be what the oldest question waits for.
+        """
+        while self._truncations and self._truncations[0][0] <= step:
+            self._truncations.popleft()
+        unsent = self._unsent_truncation
+        withdrawn = [at for _, at in self._truncations] + ([] if unsent is None else [unsent])
+        if min(withdrawn, default=ahead.base) < ahead.base:
+            return
+        self._ahead.add(ahead)
+        question = next(iter(self._questions.values()), None)
+        if question is not None and not question.burst:
+            decision = self.said_ahead(question.position)
+            if decision is not None:
+                self._answer(question, decision)
+
+    def _answer(self, question: Question, decision: Decision) -> None:
         question.answer(decision)
+        self._ahead.answered(decision)
         if question.corrected and question.answered == 1:
             # the cloud ignores what follows, and until the edge knows, so does this side
             self._questions = {question.position: question}

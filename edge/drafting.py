@@ -1,13 +1,15 @@
-"""Whether a further draft is worth its while."""
+"""Whether a further draft is worth its while, and how far the cloud should look ahead."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from statistics import median
 
 _SAMPLES = 7
 # while nothing is measured yet
 _FIRST_LEAST_CHANCE = 0.1
+_MOST_LOOKAHEAD = 16
 
 
 class DraftWorth:
@@ -19,6 +21,10 @@ class DraftWorth:
     ``e`` is the edge's time for a token; ``w`` the wait for an answer, as both were of late.  A
     cloud on the same machine works on the same cores, so that drafting slows it down: there only
     the way there and back counts as waiting.
+
+    The cloud has the way there and back for itself, and a token of the edge's.  Where that is as
+    long as a pass of its own it may decode ahead, and for it not to stop before the edge's words
+    have told it to go on, as far as it gets in twice that time.
     """
 
     def __init__(
@@ -32,6 +38,8 @@ class DraftWorth:
         self._earlier_round_trip = earlier_round_trip
         self._steps: deque[float] = deque(maxlen=_SAMPLES)
         self._waits: deque[float] = deque(maxlen=_SAMPLES)
+        self._ways: deque[float] = deque(maxlen=_SAMPLES)
+        self._passes: deque[float] = deque(maxlen=_SAMPLES)
 
     def drafted(self, seconds: float) -> None:
         """A token took the edge so long."""
@@ -40,6 +48,17 @@ class DraftWorth:
     def answered(self, seconds: float, cloud_seconds: float) -> None:
         """An answer took so long, of which the cloud says that it took ``cloud_seconds``."""
         self._waits.append(seconds - (cloud_seconds if self._shared_cores else 0.0))
+        self._ways.append(max(0.0, seconds - cloud_seconds))
+        self._passes.append(cloud_seconds)
+
+    @property
+    def lookahead(self) -> int:
+        """Tokens that the cloud should decode ahead."""
+        way = median(self._ways) if self._ways else self._earlier_round_trip
+        if way is None or not self._passes or not self._steps:
+            return 0
+        idle, each = way + median(self._steps), median(self._passes)
+        return min(_MOST_LOOKAHEAD, math.ceil(2 * idle / each)) if idle >= each else 0
 
     @property
     def least_chance(self) -> float:

@@ -58,6 +58,7 @@ class GenerationOptions:
     window: int = DEFAULT_WINDOW
     burst: int = 0
     verified: bool = False
+    lookahead: int | None = None
     wishes: Wishes = NO_WISHES
     use_exits: bool = True
     forced_ids: tuple[int, ...] | None = None
@@ -74,7 +75,14 @@ class GenerationOptions:
     @property
     def plan(self) -> Plan:
         """How the answer is made."""
-        return Plan(self.threshold, self.window, self.burst, self.context, self.verified)
+        return Plan(
+            self.threshold,
+            self.window,
+            self.burst,
+            self.context,
+            self.verified,
+            lookahead=self.lookahead,
+        )
 
 
 @dataclass(frozen=True)
@@ -297,7 +305,9 @@ class Generation:
         engine, request, options = self._engine, self._request, self._options
         token_ids: list[int] = []
         if options.mode is Mode.CLOUD_ONLY:
-            self._cloud = await stack.enter_async_context(self._session(TokenSource(token_ids)))
+            self._cloud = await stack.enter_async_context(
+                self._session(TokenSource(token_ids), token_ids)
+            )
             return cloud_only_tokens(
                 request, token_ids, self._cloud, self._statistics, clock=engine.clock
             )
@@ -312,7 +322,7 @@ class Generation:
                 if codec is ContextCodec.TOKENS
                 else HiddenStateSource(state, model.architecture.hidden_size, codec)
             )
-            self._cloud = await stack.enter_async_context(self._session(source))
+            self._cloud = await stack.enter_async_context(self._session(source, token_ids))
             if options.mode is Mode.AUTO:
                 self._steering = self._new_steering(self._cloud)
         return EdgeGeneration(
@@ -361,7 +371,9 @@ class Generation:
             self._engine.clock,
         )
 
-    def _session(self, source: HiddenStateSource | TokenSource) -> CloudSession:
+    def _session(
+        self, source: HiddenStateSource | TokenSource, token_ids: list[int]
+    ) -> CloudSession:
         from edge.cloud_session import CloudSession  # noqa: PLC0415  (gRPC: 10 MB, unless alone)
 
         engine, auto = self._engine, self._options.mode is Mode.AUTO
@@ -376,6 +388,7 @@ class Generation:
             manifest.fingerprint,
             self._options.sampling,
             source,
+            text=token_ids,
             clock=engine.clock,
             timeline=self._statistics.timeline,
             observer=SessionObserver(engine.monitor, run / manifest.architecture.layers),

@@ -208,24 +208,17 @@ class EdgeGeneration:
             self._plan = self._steering.plan()
         new_positions = len(self._text) - self._state.positions
         await self._take_in()
-        token, accepted = await self._judge(request)
-        question = None
-        if self._plan.verified or not accepted:
-            if self._cloud is None:
-                assert token is not None, "without exits there must be a cloud"
-            elif self._steering is not None and self._steering.alone:
-                assert token is not None
-                token = replace(token, alone=True)
-            else:
-                question = self._ask(request, token)
+        draft = await self._judge(request)
+        if self._plan.verified or not draft.accepted:
+            draft = self._escalate(request, draft)
         if new_positions == 1:  # neither a prompt nor a burst
             took = self._clock() - began
             self._worth.drafted(took)
             if self._steering is not None:
                 self._steering.drafted(took)
-        self._drafts.append(_Draft(token, question, accepted))
-        if token is not None:
-            self._text.append(request.continuation(token))
+        self._drafts.append(draft)
+        if draft.token is not None:
+            self._text.append(request.continuation(draft.token))
 
     async def _take_in(self) -> None:
         """Run the first segment on new text, in chunks; each is uploaded while the next runs."""
@@ -235,7 +228,7 @@ class EdgeGeneration:
             if self._cloud is not None:
                 self._cloud.offer(self._state.positions)
 
-    async def _judge(self, request: GenerationRequest) -> tuple[GeneratedToken | None, bool]:
+    async def _judge(self, request: GenerationRequest) -> _Draft:
         """The next token of the first exit that is sure enough, else of the last one."""
         policy, position = ExitPolicy(self._plan.threshold), len(self._text)
         token = None
@@ -254,18 +247,46 @@ class EdgeGeneration:
                 choice.token_id, position, info.name, choice.logprob, judgement.confidence
             )
             if judgement.accepted:
-                return token, True
-        return token, False
+                return _Draft(token, accepted=True)
+        return _Draft(token)
 
-    def _ask(self, request: GenerationRequest, guess: GeneratedToken | None) -> Question:
-        assert self._cloud is not None
+    def _escalate(self, request: GenerationRequest, draft: _Draft) -> _Draft:
+        """The cloud's word where it has said it ahead, else the draft with a question to it."""
+        token = draft.token
+        if self._cloud is None:
+            assert token is not None, "without exits there must be a cloud"
+            return draft
+        if self._steering is not None and self._steering.alone:
+            assert token is not None
+            return replace(draft, token=replace(token, alone=True))
         self._statistics.escalations += 1
         position = len(self._text)
         if request.forced_ids is not None:  # the text goes on as it goes on: nothing to correct
-            return self._cloud.ask(position)
-        burst = min(self._plan.burst, request.end - position - 1)
-        named = guess.token_id if guess is not None and (burst or self._plan.window) else None
-        return self._cloud.ask(position, burst=burst, guess=named)
+            return replace(draft, question=self._cloud.ask(position))
+        if (decision := self._cloud.said_ahead(position)) is not None:
+            return _Draft(self._decided(draft, decision))
+        plan, rest = self._plan, request.end - position - 1
+        burst, lookahead = min(plan.burst, rest), min(self._lookahead(), rest)
+        named = token.token_id if token is not None and (burst or plan.window) else None
+        question = self._cloud.ask(position, burst=burst, guess=named, lookahead=lookahead)
+        return replace(draft, question=question)
+
+    def _lookahead(self) -> int:
+        if not self._plan.may_look_ahead:
+            return 0
+        named = self._plan.lookahead
+        return self._worth.lookahead if named is None else named
+
+    def _decided(self, draft: _Draft, decision: Decision) -> GeneratedToken:
+        """The cloud's token, or the exit's own where that was sure of the same."""
+        guess = draft.token
+        if guess is not None:
+            agreed = guess.token_id == decision.token_id
+            if self._steering is not None:
+                self._steering.settled(unsure=not draft.accepted, agreed=agreed)
+            if draft.accepted and agreed:
+                return guess
+        return GeneratedToken(decision.token_id, decision.position, "cloud", decision.logprob)
 
     async def _settle(self, request: GenerationRequest, draft: _Draft, question: Question) -> None:
         """Take the answer to the oldest question: its draft is certain, or gives way to the
@@ -274,14 +295,9 @@ class EdgeGeneration:
         if decision is None:
             self._go_alone(question)
             return
-        token = GeneratedToken(decision.token_id, decision.position, "cloud", decision.logprob)
-        guess = draft.token
-        if self._steering is not None and guess is not None:
-            agreed = guess.token_id == token.token_id
-            self._steering.settled(unsure=not draft.accepted, agreed=agreed)
+        token, guess = self._decided(draft, decision), draft.token
         if guess is not None and (request.forced_ids or guess.token_id == token.token_id):
-            agreed = draft.accepted and guess.token_id == token.token_id
-            self._drafts[0] = _Draft(guess if agreed else token)
+            self._drafts[0] = _Draft(token)
             return
         assert self._cloud is not None
         if self._state.positions > token.position:
@@ -308,7 +324,7 @@ class EdgeGeneration:
             self._statistics.stall_seconds += self._clock() - since
         else:
             self._statistics.waited(since, self._clock(), decision)
-            if decision.position == question.position:
+            if question.first_seconds and decision.position == question.position:
                 self._worth.answered(question.first_seconds, decision.cloud_microseconds / 1e6)
         return decision
 

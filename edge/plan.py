@@ -11,6 +11,7 @@ from shared.errors import ConfigurationError
 
 DEFAULT_WINDOW = 8
 MAX_WINDOW = 64
+MAX_LOOKAHEAD = 64
 BURST_UNLIMITED = 1 << 20
 
 
@@ -36,6 +37,10 @@ class Plan:
             full model's (over hidden states: that of its deep layers over the edge's own).
         least_chance: below this probability that every guess in flight is right the edge waits;
             ``None`` weighs what there is to win (:mod:`edge.drafting`).
+        lookahead: tokens that the cloud may decode ahead of the edge while nobody asks; they answer
+            questions before they are asked, and change no text.  Needs token ids as context, and
+            goes with a window and without burst; ``None`` goes by the round trip
+            (:mod:`edge.drafting`).
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -44,6 +49,7 @@ class Plan:
     codec: ContextCodec = ContextCodec.FP16
     verified: bool = False
     least_chance: float | None = None
+    lookahead: int | None = None
 
     def __post_init__(self) -> None:
         ExitPolicy(self.threshold)
@@ -56,6 +62,21 @@ class Plan:
                 "a burst needs token ids as context, or the cloud cannot go on by itself: use "
                 "--context tokens"
             )
+
+        if self.lookahead is not None and not 0 <= self.lookahead <= MAX_LOOKAHEAD:
+            raise ConfigurationError(
+                f"lookahead {self.lookahead} is not within [0, {MAX_LOOKAHEAD}]"
+            )
+        if self.lookahead and not self.may_look_ahead:
+            raise ConfigurationError(
+                "a lookahead needs token ids as context, a window and no burst: use --context "
+                "tokens and --schedule optimistic"
+            )
+
+    @property
+    def may_look_ahead(self) -> bool:
+        """Whether the cloud can go on by itself without a change of the text."""
+        return self.codec is ContextCodec.TOKENS and self.window > 0 and not self.burst
 
     @property
     def schedule(self) -> Schedule:

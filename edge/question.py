@@ -14,12 +14,14 @@ class Question:
     """Asks for the token at ``position``, and is asked again on a new connection.
 
     ``guess`` is what the edge goes on from meanwhile.  After a correction, or where there is no
-    guess, ``burst`` more answers follow (fewer after a stop token).
+    guess, ``burst`` more answers follow (fewer after a stop token).  ``lookahead`` lets the
+    cloud go on by itself while nobody asks.
     """
 
     position: int
     burst: int = 0
     guess: int | None = None
+    lookahead: int = 0
     answers: deque[Decision] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     answered: int = 0

@@ -37,6 +37,7 @@ FINGERPRINT_BYTES = 32
 MAX_POSITIONS = 1 << 22
 MAX_COLUMNS = 1 << 16
 MAX_ERROR_CHARACTERS = 500
+MAX_LOOKAHEAD = 64
 
 
 class ContextKind(Enum):
@@ -92,12 +93,14 @@ class Escalate:
     """Asks for the token at ``position`` (1 or more).
 
     ``guess`` is what the edge goes on from meanwhile.  Up to ``burst`` tokens follow a decision
-    that differs from it, or that had none to differ from.
+    that differs from it, or that had none to differ from.  Up to ``lookahead`` positions beyond the
+    edge's context the cloud may go on by itself while nobody asks.
     """
 
     position: int
     burst: int = 0
     guess: int | None = None
+    lookahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,15 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """A decision that nobody asked for yet, on the edge's text before ``base`` and the cloud's own
+    words from there on."""
+
+    decision: Decision
+    base: int
+
+
+@dataclass(frozen=True)
 class Closed:
     """What the session cost: positions computed, summed over layers, and compute time in µs."""
 
@@ -160,7 +172,7 @@ class CloudMessage:
     """What the cloud sends; ``step`` is that of the edge's message it answers."""
 
     step: int
-    body: Opened | Decision | Closed | ErrorReply
+    body: Opened | Decision | Ahead | Closed | ErrorReply
 
 
 # ---- edge to cloud -------------------------------------------------------------------------------
@@ -185,9 +197,10 @@ def edge_message_to_proto(message: EdgeMessage) -> pb.EdgeMessage:
         case Context(position, tuple() as ids):
             wire.position = position
             wire.context.token_ids.ids.extend(ids)
-        case Escalate(position, burst, guess):
+        case Escalate(position, burst, guess, lookahead):
             wire.position = position
             wire.escalate.burst = burst
+            wire.escalate.lookahead = lookahead
             if guess is not None:
                 wire.escalate.guess = guess
         case Truncate(position):
@@ -220,7 +233,10 @@ def edge_message_from_proto(wire: pb.EdgeMessage) -> EdgeMessage:
             burst = _at_most(wire.escalate.burst, MAX_POSITIONS, "burst")
             escalate = wire.escalate
             guess = escalate.guess if escalate.HasField("guess") else None
-            body = Escalate(position, burst, guess)
+            lookahead = _at_most(escalate.lookahead, MAX_LOOKAHEAD, "lookahead")
+            if burst and lookahead:
+                raise InvalidMessageError("a question has a burst or a lookahead, not both")
+            body = Escalate(position, burst, guess, lookahead)
         case "truncate":
             body = Truncate(position)
         case "close":
@@ -322,9 +338,11 @@ def cloud_message_to_proto(message: CloudMessage) -> pb.CloudMessage:
             wire.opened.max_message_bytes = body.max_message_bytes
         case Decision():
             wire.position = body.position
-            wire.decision.token_id = body.token_id
-            wire.decision.logprob = body.logprob
-            wire.decision.cloud_microseconds = body.cloud_microseconds
+            wire.decision.CopyFrom(_decision_to_proto(body))
+        case Ahead(decision, base):
+            wire.position = decision.position
+            wire.ahead.decision.CopyFrom(_decision_to_proto(decision))
+            wire.ahead.base = base
         case Closed():
             wire.closed.layer_positions = body.layer_positions
             wire.closed.compute_microseconds = body.compute_microseconds
@@ -338,20 +356,16 @@ def cloud_message_from_proto(wire: pb.CloudMessage) -> CloudMessage:
     """The typed form of ``wire``; raises :class:`InvalidMessageError` for a field that is missing
     or out of its range."""
     position = _at_most(wire.position, MAX_POSITIONS, "position")
-    body: Opened | Decision | Closed | ErrorReply
+    body: Opened | Decision | Ahead | Closed | ErrorReply
     match wire.WhichOneof("body"):
         case "opened":
             limit = _at_most(wire.opened.max_positions, MAX_POSITIONS, "max_positions")
             body = Opened(_at_most(position, limit, "held"), limit, wire.opened.max_message_bytes)
         case "decision":
-            decision = wire.decision
-            if position < 1:
-                raise InvalidMessageError("a decision at position 0")
-            if not math.isfinite(decision.logprob) or decision.logprob > 1e-3:
-                raise InvalidMessageError(f"logprob {decision.logprob} is no log-probability")
-            body = Decision(
-                position, decision.token_id, decision.logprob, decision.cloud_microseconds
-            )
+            body = _decision_from_proto(position, wire.decision)
+        case "ahead":
+            decision = _decision_from_proto(position, wire.ahead.decision)
+            body = Ahead(decision, _at_most(wire.ahead.base, position, "base"))
         case "closed":
             _unused(position)
             body = Closed(wire.closed.layer_positions, wire.closed.compute_microseconds)
@@ -365,6 +379,22 @@ def cloud_message_from_proto(wire: pb.CloudMessage) -> CloudMessage:
         case _:
             raise InvalidMessageError("a message without a body")
     return CloudMessage(wire.step, body)
+
+
+def _decision_to_proto(decision: Decision) -> pb.Decision:
+    return pb.Decision(
+        token_id=decision.token_id,
+        logprob=decision.logprob,
+        cloud_microseconds=decision.cloud_microseconds,
+    )
+
+
+def _decision_from_proto(position: int, wire: pb.Decision) -> Decision:
+    if position < 1:
+        raise InvalidMessageError("a decision at position 0")
+    if not math.isfinite(wire.logprob) or wire.logprob > 1e-3:
+        raise InvalidMessageError(f"logprob {wire.logprob} is no log-probability")
+    return Decision(position, wire.token_id, wire.logprob, wire.cloud_microseconds)
 
 
 def _at_most(value: int, limit: int, name: str) -> int:

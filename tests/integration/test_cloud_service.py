@@ -172,9 +172,9 @@ async def test_truncate_takes_another_turn() -> None:
 async def test_truncate_withdraws_the_questions_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
     arrived, truncate = asyncio.Event(), SessionEngine.truncate
 
-    async def noticed(engine: SessionEngine, position: int) -> None:
+    async def noticed(engine: SessionEngine, step: int, position: int) -> None:
         arrived.set()
-        await truncate(engine, position)
+        await truncate(engine, step, position)
 
     monkeypatch.setattr(SessionEngine, "truncate", noticed)
     async with serving() as server, edge(server, BUNDLE) as client:

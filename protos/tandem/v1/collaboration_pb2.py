@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$protos/tandem/v1/collaboration.proto\x12\ttandem.v1\"\xf2\x01\n\x0b\x45\x64geMessage\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x1f\n\x04open\x18\x03 \x01(\x0b\x32\x0f.tandem.v1.OpenH\x00\x12%\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x12.tandem.v1.ContextH\x00\x12\'\n\x08\x65scalate\x18\x05 \x01(\x0b\x32\x13.tandem.v1.EscalateH\x00\x12\'\n\x08truncate\x18\x06 \x01(\x0b\x32\x13.tandem.v1.TruncateH\x00\x12!\n\x05\x63lose\x18\x07 \x01(\x0b\x32\x10.tandem.v1.CloseH\x00\x42\x06\n\x04\x62ody\"\xa5\x01\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x1a\n\x12\x62undle_fingerprint\x18\x03 \x01(\x0c\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x13.tandem.v1.Sampling\x12,\n\x0c\x63ontext_kind\x18\x05 \x01(\x0e\x32\x16.tandem.v1.ContextKind\"<\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\"j\n\x07\x43ontext\x12*\n\rhidden_states\x18\x01 \x01(\x0b\x32\x11.tandem.v1.TensorH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.tandem.v1.TokenIdsH\x00\x42\t\n\x07payload\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8f\x01\n\x06Tensor\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\x12+\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x19.tandem.v1.TensorEncoding\x12+\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x16.tandem.v1.Compression\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"7\n\x08\x45scalate\x12\r\n\x05\x62urst\x18\x01 \x01(\r\x12\x12\n\x05guess\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_guess\"\n\n\x08Truncate\"\x07\n\x05\x43lose\"\xcc\x01\n\x0c\x43loudMessage\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\r\x12#\n\x06opened\x18\x03 \x01(\x0b\x32\x11.tandem.v1.OpenedH\x00\x12\'\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0b\x32\x13.tandem.v1.DecisionH\x00\x12#\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x11.tandem.v1.ClosedH\x00\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x10.tandem.v1.ErrorH\x00\x42\x06\n\x04\x62ody\":\n\x06Opened\x12\x15\n\rmax_positions\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\r\"I\n\x08\x44\x65\x63ision\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x1a\n\x12\x63loud_microseconds\x18\x03 \x01(\r\"?\n\x06\x43losed\x12\x17\n\x0flayer_positions\x18\x01 \x01(\x04\x12\x1c\n\x14\x63ompute_microseconds\x18\x02 \x01(\x04\"<\n\x05\x45rror\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.tandem.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t*g\n\x0b\x43ontextKind\x12\x1c\n\x18\x43ONTEXT_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43ONTEXT_KIND_HIDDEN_STATES\x10\x01\x12\x1a\n\x16\x43ONTEXT_KIND_TOKEN_IDS\x10\x02*\x9f\x01\n\x0eTensorEncoding\x12\x1f\n\x1bTENSOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1b\n\x17TENSOR_ENCODING_FLOAT32\x10\x01\x12\x1b\n\x17TENSOR_ENCODING_FLOAT16\x10\x02\x12\x18\n\x14TENSOR_ENCODING_INT8\x10\x03\x12\x18\n\x14TENSOR_ENCODING_INT4\x10\x04*V\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x02*\xc6\x02\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_CODE_INVALID_MESSAGE\x10\x01\x12\"\n\x1e\x45RROR_CODE_UNSUPPORTED_VERSION\x10\x02\x12#\n\x1f\x45RROR_CODE_FINGERPRINT_MISMATCH\x10\x03\x12\x1a\n\x16\x45RROR_CODE_CONTEXT_GAP\x10\x04\x12\x1e\n\x1a\x45RROR_CODE_BUDGET_EXCEEDED\x10\x05\x12!\n\x1d\x45RROR_CODE_SESSION_TAKEN_OVER\x10\x06\x12\x1c\n\x18\x45RROR_CODE_SHUTTING_DOWN\x10\x07\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x08\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\t2O\n\rCollaboration\x12>\n\x07Session\x12\x16.tandem.v1.EdgeMessage\x1a\x17.tandem.v1.CloudMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$protos/tandem/v1/collaboration.proto\x12\ttandem.v1\"\xf2\x01\n\x0b\x45\x64geMessage\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x1f\n\x04open\x18\x03 \x01(\x0b\x32\x0f.tandem.v1.OpenH\x00\x12%\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x12.tandem.v1.ContextH\x00\x12\'\n\x08\x65scalate\x18\x05 \x01(\x0b\x32\x13.tandem.v1.EscalateH\x00\x12\'\n\x08truncate\x18\x06 \x01(\x0b\x32\x13.tandem.v1.TruncateH\x00\x12!\n\x05\x63lose\x18\x07 \x01(\x0b\x32\x10.tandem.v1.CloseH\x00\x42\x06\n\x04\x62ody\"\xa5\x01\n\x04Open\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\nsession_id\x18\x02 \x01(\x0c\x12\x1a\n\x12\x62undle_fingerprint\x18\x03 \x01(\x0c\x12%\n\x08sampling\x18\x04 \x01(\x0b\x32\x13.tandem.v1.Sampling\x12,\n\x0c\x63ontext_kind\x18\x05 \x01(\x0e\x32\x16.tandem.v1.ContextKind\"<\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x0c\n\x04seed\x18\x03 \x01(\x04\"j\n\x07\x43ontext\x12*\n\rhidden_states\x18\x01 \x01(\x0b\x32\x11.tandem.v1.TensorH\x00\x12(\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x13.tandem.v1.TokenIdsH\x00\x42\t\n\x07payload\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x8f\x01\n\x06Tensor\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\x12+\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x19.tandem.v1.TensorEncoding\x12+\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x16.tandem.v1.Compression\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"J\n\x08\x45scalate\x12\r\n\x05\x62urst\x18\x01 \x01(\r\x12\x12\n\x05guess\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x11\n\tlookahead\x18\x03 \x01(\rB\x08\n\x06_guess\"\n\n\x08Truncate\"\x07\n\x05\x43lose\"\xef\x01\n\x0c\x43loudMessage\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x10\n\x08position\x18\x02 \x01(\r\x12#\n\x06opened\x18\x03 \x01(\x0b\x32\x11.tandem.v1.OpenedH\x00\x12\'\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0b\x32\x13.tandem.v1.DecisionH\x00\x12#\n\x06\x63losed\x18\x05 \x01(\x0b\x32\x11.tandem.v1.ClosedH\x00\x12!\n\x05\x65rror\x18\x06 \x01(\x0b\x32\x10.tandem.v1.ErrorH\x00\x12!\n\x05\x61head\x18\x07 \x01(\x0b\x32\x10.tandem.v1.AheadH\x00\x42\x06\n\x04\x62ody\":\n\x06Opened\x12\x15\n\rmax_positions\x18\x01 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x02 \x01(\r\"I\n\x08\x44\x65\x63ision\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12\x1a\n\x12\x63loud_microseconds\x18\x03 \x01(\r\"<\n\x05\x41head\x12%\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x13.tandem.v1.Decision\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\"?\n\x06\x43losed\x12\x17\n\x0flayer_positions\x18\x01 \x01(\x04\x12\x1c\n\x14\x63ompute_microseconds\x18\x02 \x01(\x04\"<\n\x05\x45rror\x12\"\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x14.tandem.v1.ErrorCode\x12\x0f\n\x07message\x18\x02 \x01(\t*g\n\x0b\x43ontextKind\x12\x1c\n\x18\x43ONTEXT_KIND_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x43ONTEXT_KIND_HIDDEN_STATES\x10\x01\x12\x1a\n\x16\x43ONTEXT_KIND_TOKEN_IDS\x10\x02*\x9f\x01\n\x0eTensorEncoding\x12\x1f\n\x1bTENSOR_ENCODING_UNSPECIFIED\x10\x00\x12\x1b\n\x17TENSOR_ENCODING_FLOAT32\x10\x01\x12\x1b\n\x17TENSOR_ENCODING_FLOAT16\x10\x02\x12\x18\n\x14TENSOR_ENCODING_INT8\x10\x03\x12\x18\n\x14TENSOR_ENCODING_INT4\x10\x04*V\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_ZSTD\x10\x02*\xc6\x02\n\tErrorCode\x12\x1a\n\x16\x45RROR_CODE_UNSPECIFIED\x10\x00\x12\x1e\n\x1a\x45RROR_CODE_INVALID_MESSAGE\x10\x01\x12\"\n\x1e\x45RROR_CODE_UNSUPPORTED_VERSION\x10\x02\x12#\n\x1f\x45RROR_CODE_FINGERPRINT_MISMATCH\x10\x03\x12\x1a\n\x16\x45RROR_CODE_CONTEXT_GAP\x10\x04\x12\x1e\n\x1a\x45RROR_CODE_BUDGET_EXCEEDED\x10\x05\x12!\n\x1d\x45RROR_CODE_SESSION_TAKEN_OVER\x10\x06\x12\x1c\n\x18\x45RROR_CODE_SHUTTING_DOWN\x10\x07\x12\x17\n\x13\x45RROR_CODE_INTERNAL\x10\x08\x12\x1e\n\x1a\x45RROR_CODE_UNAUTHENTICATED\x10\t2O\n\rCollaboration\x12>\n\x07Session\x12\x16.tandem.v1.EdgeMessage\x1a\x17.tandem.v1.CloudMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.tandem.v1.collaboration_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONTEXTKIND']._serialized_start=1352
-  _globals['_CONTEXTKIND']._serialized_end=1455
-  _globals['_TENSORENCODING']._serialized_start=1458
-  _globals['_TENSORENCODING']._serialized_end=1617
-  _globals['_COMPRESSION']._serialized_start=1619
-  _globals['_COMPRESSION']._serialized_end=1705
-  _globals['_ERRORCODE']._serialized_start=1708
-  _globals['_ERRORCODE']._serialized_end=2034
+  _globals['_CONTEXTKIND']._serialized_start=1468
+  _globals['_CONTEXTKIND']._serialized_end=1571
+  _globals['_TENSORENCODING']._serialized_start=1574
+  _globals['_TENSORENCODING']._serialized_end=1733
+  _globals['_COMPRESSION']._serialized_start=1735
+  _globals['_COMPRESSION']._serialized_end=1821
+  _globals['_ERRORCODE']._serialized_start=1824
+  _globals['_ERRORCODE']._serialized_end=2150
   _globals['_EDGEMESSAGE']._serialized_start=52
   _globals['_EDGEMESSAGE']._serialized_end=294
   _globals['_OPEN']._serialized_start=297
@@ -52,21 +52,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENSOR']._serialized_start=660
   _globals['_TENSOR']._serialized_end=803
   _globals['_ESCALATE']._serialized_start=805
-  _globals['_ESCALATE']._serialized_end=860
-  _globals['_TRUNCATE']._serialized_start=862
-  _globals['_TRUNCATE']._serialized_end=872
-  _globals['_CLOSE']._serialized_start=874
-  _globals['_CLOSE']._serialized_end=881
-  _globals['_CLOUDMESSAGE']._serialized_start=884
-  _globals['_CLOUDMESSAGE']._serialized_end=1088
-  _globals['_OPENED']._serialized_start=1090
-  _globals['_OPENED']._serialized_end=1148
-  _globals['_DECISION']._serialized_start=1150
-  _globals['_DECISION']._serialized_end=1223
-  _globals['_CLOSED']._serialized_start=1225
-  _globals['_CLOSED']._serialized_end=1288
-  _globals['_ERROR']._serialized_start=1290
-  _globals['_ERROR']._serialized_end=1350
-  _globals['_COLLABORATION']._serialized_start=2036
-  _globals['_COLLABORATION']._serialized_end=2115
+  _globals['_ESCALATE']._serialized_end=879
+  _globals['_TRUNCATE']._serialized_start=881
+  _globals['_TRUNCATE']._serialized_end=891
+  _globals['_CLOSE']._serialized_start=893
+  _globals['_CLOSE']._serialized_end=900
+  _globals['_CLOUDMESSAGE']._serialized_start=903
+  _globals['_CLOUDMESSAGE']._serialized_end=1142
+  _globals['_OPENED']._serialized_start=1144
+  _globals['_OPENED']._serialized_end=1202
+  _globals['_DECISION']._serialized_start=1204
+  _globals['_DECISION']._serialized_end=1277
+  _globals['_AHEAD']._serialized_start=1279
+  _globals['_AHEAD']._serialized_end=1339
+  _globals['_CLOSED']._serialized_start=1341
+  _globals['_CLOSED']._serialized_end=1404
+  _globals['_ERROR']._serialized_start=1406
+  _globals['_ERROR']._serialized_end=1466
+  _globals['_COLLABORATION']._serialized_start=2152
+  _globals['_COLLABORATION']._serialized_end=2231
 # @@protoc_insertion_point(module_scope)

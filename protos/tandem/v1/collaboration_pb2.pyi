@@ -314,22 +314,30 @@ class Escalate(google.protobuf.message.Message):
     decoding by itself, after a correction or where no guess was named, until the burst is used up, a
     stop token is reached or the context is full, and keeps every token that it went on from as
     context.  With burst 0 the decided token is not context until it is sent.
+
+    With a lookahead (token-id context only, and no burst) the cloud uses the time in which nothing is
+    asked: it goes on decoding from what it holds and what it decided, up to that many positions beyond
+    the edge's context, and says each token in an Ahead.  Such tokens are not context until the edge
+    sends them; where it sends others, the cloud goes on from those.  The newest Escalate's counts.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     BURST_FIELD_NUMBER: builtins.int
     GUESS_FIELD_NUMBER: builtins.int
+    LOOKAHEAD_FIELD_NUMBER: builtins.int
     burst: builtins.int
     guess: builtins.int
+    lookahead: builtins.int
     def __init__(
         self,
         *,
         burst: builtins.int = ...,
         guess: builtins.int | None = ...,
+        lookahead: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_guess", b"_guess", "guess", b"guess"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_guess", b"_guess", "burst", b"burst", "guess", b"guess"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_guess", b"_guess", "burst", b"burst", "guess", b"guess", "lookahead", b"lookahead"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_guess", b"_guess"]) -> typing.Literal["guess"] | None: ...
 
 Global___Escalate: typing_extensions.TypeAlias = Escalate
@@ -338,7 +346,7 @@ Global___Escalate: typing_extensions.TypeAlias = Escalate
 class Truncate(google.protobuf.message.Message):
     """Forgets context and decisions from `position` on.  Escalations beyond it that are still unanswered
     are withdrawn, and a burst that runs stops: they may get no (further) answer.  After a correction
-    it is where the edge goes on.
+    it is where the edge goes on.  What the cloud decoded ahead of the edge's context stays.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -373,10 +381,11 @@ class CloudMessage(google.protobuf.message.Message):
     DECISION_FIELD_NUMBER: builtins.int
     CLOSED_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
+    AHEAD_FIELD_NUMBER: builtins.int
     step: builtins.int
-    """The step of the edge's message that this answers."""
+    """The step of the edge's message that this answers; Ahead: of the last one that was heeded."""
     position: builtins.int
-    """Decision: the token's position.  Opened: positions of context that the cloud holds.
+    """Decision, Ahead: the token's position.  Opened: positions of context that the cloud holds.
     Otherwise unused, 0.
     """
     @property
@@ -387,6 +396,8 @@ class CloudMessage(google.protobuf.message.Message):
     def closed(self) -> Global___Closed: ...
     @property
     def error(self) -> Global___Error: ...
+    @property
+    def ahead(self) -> Global___Ahead: ...
     def __init__(
         self,
         *,
@@ -396,10 +407,11 @@ class CloudMessage(google.protobuf.message.Message):
         decision: Global___Decision | None = ...,
         closed: Global___Closed | None = ...,
         error: Global___Error | None = ...,
+        ahead: Global___Ahead | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["body", b"body", "closed", b"closed", "decision", b"decision", "error", b"error", "opened", b"opened"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["body", b"body", "closed", b"closed", "decision", b"decision", "error", b"error", "opened", b"opened", "position", b"position", "step", b"step"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["opened", "decision", "closed", "error"] | None: ...
+    def HasField(self, field_name: typing.Literal["ahead", b"ahead", "body", b"body", "closed", b"closed", "decision", b"decision", "error", b"error", "opened", b"opened"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["ahead", b"ahead", "body", b"body", "closed", b"closed", "decision", b"decision", "error", b"error", "opened", b"opened", "position", b"position", "step", b"step"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["body", b"body"]) -> typing.Literal["opened", "decision", "closed", "error", "ahead"] | None: ...
 
 Global___CloudMessage: typing_extensions.TypeAlias = CloudMessage
 
@@ -446,6 +458,30 @@ class Decision(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["cloud_microseconds", b"cloud_microseconds", "logprob", b"logprob", "token_id", b"token_id"]) -> None: ...
 
 Global___Decision: typing_extensions.TypeAlias = Decision
+
+@typing.final
+class Ahead(google.protobuf.message.Message):
+    """What the full model would answer at `position` if the text went on as the cloud thinks: the edge's
+    context before `base`, and from there on what the cloud said itself.  Nobody asked for it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: builtins.int
+    BASE_FIELD_NUMBER: builtins.int
+    base: builtins.int
+    @property
+    def decision(self) -> Global___Decision: ...
+    def __init__(
+        self,
+        *,
+        decision: Global___Decision | None = ...,
+        base: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["decision", b"decision"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["base", b"base", "decision", b"decision"]) -> None: ...
+
+Global___Ahead: typing_extensions.TypeAlias = Ahead
 
 @typing.final
 class Closed(google.protobuf.message.Message):
