@@ -63,6 +63,7 @@ def generate(
     schedule: opt.ScheduleOption = Schedule.OPTIMISTIC,
     window: opt.Window = None,
     burst: opt.Burst = 0,
+    lookahead: opt.LookaheadTokens = None,
     verified: opt.Verified = False,
     aim: opt.AimOption = Aim.LATENCY,
     private: opt.Private = False,
@@ -91,7 +92,7 @@ def generate(
     loaded = opt.load_bundle(bundle)
     chosen, sampling = opt.choose_mode(mode, cloud), opt.make_sampling(temperature, top_p, seed)
     opt.check_schedule_options(
-        chosen, threshold, schedule, window, burst, verified, use_exits=not no_exits
+        chosen, threshold, schedule, window, burst, verified, lookahead, use_exits=not no_exits
     )
     auto = chosen is Mode.AUTO
     options = GenerationOptions(
@@ -109,6 +110,7 @@ def generate(
         context=opt.choose_context(context, verified=verified),
         window=opt.choose_window(schedule, window),
         burst=burst,
+        lookahead=lookahead,
         verified=verified,
         wishes=opt.make_wishes(
             chosen,

@@ -22,9 +22,9 @@ class DraftWorth:
     cloud on the same machine works on the same cores, so that drafting slows it down: there only
     the way there and back counts as waiting.
 
-    The cloud has the way there and back for itself, and a token of the edge's.  Where that is as
-    long as a pass of its own it may decode ahead, and for it not to stop before the edge's words
-    have told it to go on, as far as it gets in twice that time.
+    Between an answer and the next question the cloud has the way there and back for itself, and a
+    token of the edge's.  Where that is as long as a pass of its own it may decode ahead, and for it
+    not to stop before the edge's words have told it to go on, as far as it gets in twice that time.
     """
 
     def __init__(
@@ -51,9 +51,11 @@ class DraftWorth:
         self._ways.append(max(0.0, seconds - cloud_seconds))
         self._passes.append(cloud_seconds)
 
-    @property
-    def lookahead(self) -> int:
-        """Tokens that the cloud should decode ahead."""
+    def lookahead(self, *, every_token: bool) -> int:
+        """Tokens that the cloud should decode ahead; where it decides every token none of its
+        passes is in vain."""
+        if every_token:
+            return _MOST_LOOKAHEAD
         way = median(self._ways) if self._ways else self._earlier_round_trip
         if way is None or not self._passes or not self._steps:
             return 0

@@ -275,7 +275,8 @@ class EdgeGeneration:
         if not self._plan.may_look_ahead:
             return 0
         named = self._plan.lookahead
-        return self._worth.lookahead if named is None else named
+        every = self._plan.verified
+        return self._worth.lookahead(every_token=every) if named is None else named
 
     def _decided(self, draft: _Draft, decision: Decision) -> GeneratedToken:
         """The cloud's token, or the exit's own where that was sure of the same."""

@@ -21,7 +21,8 @@ class Lookahead:
 
     def at(self, position: int) -> Decision | None:
         """The full model's token at ``position``, where it is known."""
-        if not self._start <= position < self._end or not self._holds_to(position):
+        known = self._start <= position < self._end and position <= len(self._text)
+        if not known or not self._holds_to(position):
             return None
         return self._said[position - self._start]
 

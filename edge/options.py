@@ -15,6 +15,7 @@ from edge.exit_policy import DEFAULT_THRESHOLD, threshold_for
 from edge.generation import Mode
 from edge.plan import DEFAULT_WINDOW, MAX_WINDOW, Schedule
 from shared.errors import ConfigurationError
+from shared.messages import MAX_LOOKAHEAD
 from shared.model_bundle import ModelBundle, default_bundle_folder
 from shared.sampling import MAX_SEED, Sampling
 
@@ -144,6 +145,17 @@ Burst = Annotated[
         help="Tokens that the cloud adds after each correction (needs --context tokens).",
     ),
 ]
+LookaheadTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--lookahead",
+        min=0,
+        max=MAX_LOOKAHEAD,
+        help="Tokens that the cloud may decode ahead while it waits (with --context tokens); no "
+        "text changes. (default: by the round trip)",
+        show_default=False,
+    ),
+]
 Verified = Annotated[
     bool,
     typer.Option(
@@ -227,6 +239,7 @@ def check_schedule_options(
     window: int | None,
     burst: int,
     verified: bool,
+    lookahead: int | None,
     *,
     use_exits: bool,
 ) -> None:
@@ -235,6 +248,7 @@ def check_schedule_options(
         "--schedule blocking": schedule is Schedule.BLOCKING,
         "--window": window is not None,
         "--burst": burst > 0,
+        "--lookahead": lookahead is not None,
         "--verified": verified,
     }
     named = [option for option, was_given in given.items() if was_given]

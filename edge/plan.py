@@ -8,10 +8,10 @@ from enum import Enum
 from edge.context_source import ContextCodec
 from edge.exit_policy import DEFAULT_THRESHOLD, ExitPolicy
 from shared.errors import ConfigurationError
+from shared.messages import MAX_LOOKAHEAD
 
 DEFAULT_WINDOW = 8
 MAX_WINDOW = 64
-MAX_LOOKAHEAD = 64
 BURST_UNLIMITED = 1 << 20
 
 

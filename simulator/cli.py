@@ -107,6 +107,7 @@ def evaluate(
     schedule: opt.ScheduleOption = Schedule.OPTIMISTIC,
     window: opt.Window = None,
     burst: opt.Burst = 0,
+    lookahead: opt.LookaheadTokens = None,
     verified: opt.Verified = False,
     no_exits: opt.NoExits = False,
     cloud: opt.Cloud = None,
@@ -132,7 +133,7 @@ def evaluate(
             "--contenders cloud-only,auto-latency`"
         )
     opt.check_schedule_options(
-        mode, threshold, schedule, window, burst, verified, use_exits=not no_exits
+        mode, threshold, schedule, window, burst, verified, lookahead, use_exits=not no_exits
     )
     loaded = opt.load_bundle(bundle)
     options = GenerationOptions(
@@ -144,6 +145,7 @@ def evaluate(
         context=opt.choose_context(context, verified=verified),
         window=opt.choose_window(schedule, window),
         burst=burst,
+        lookahead=lookahead,
         verified=verified,
         use_exits=not no_exits,
     )

@@ -112,6 +112,25 @@ register(
 )
 register(
     Family(
+        name="blocking-tokens",
+        summary="blocking with token ids as context: the cloud runs its own model whole",
+        kind=Kind.OURS,
+        open=engine_contender(Mode.COLLABORATIVE, window=0, context=ContextCodec.TOKENS),
+        argument="threshold",
+    )
+)
+register(
+    Family(
+        name="optimistic-tokens",
+        summary="the same text as blocking-tokens: the edge drafts on, and on long round trips the "
+        "cloud decodes ahead while nobody asks",
+        kind=Kind.OURS,
+        open=engine_contender(Mode.COLLABORATIVE, context=ContextCodec.TOKENS),
+        argument="threshold",
+    )
+)
+register(
+    Family(
         name="verified",
         summary="optimistic, and every accepted token is checked too, with token ids as context: "
         "the full model's own text",

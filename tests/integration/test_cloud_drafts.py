@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cloud.server import CloudServer
-from shared.messages import Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
+from shared.messages import Ahead, Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
 from shared.tensor_codec import Encoding, encode
 from tests.cloud_harness import (
     Edge,
@@ -163,5 +163,114 @@ async def test_a_burst_needs_token_ids_whatever_was_guessed() -> None:
         await client.open()
         await client.send(Context(0, encode(states, Encoding.FLOAT32)))
         await client.send(Escalate(START, burst=1, guess=3))
+        reply, _ = await client.failure()
+        assert reply.code is ErrorCode.INVALID_MESSAGE
+
+
+async def said_ahead(client: Edge, count: int) -> list[Ahead]:
+    return [await client.expect(Ahead) for _ in range(count)]
+
+
+async def decided(client: Edge, position: int) -> int:
+    """The answer at ``position``, what was said unasked before it left aside."""
+    await client.send(Escalate(position))
+    while not isinstance(body := (await client.receive()).body, Decision):
+        assert isinstance(body, Ahead)
+    assert body.position == position
+    return body.token_id
+
+
+async def test_while_nobody_asks_the_cloud_goes_on() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Escalate(START, guess=RIGHT[0], lookahead=3))
+        assert (await client.expect(Decision)).token_id == RIGHT[0]
+        ahead = await said_ahead(client, 3)
+        assert [a.decision.position for a in ahead] == [START + 1, START + 2, START + 3]
+        assert [a.decision.token_id for a in ahead] == RIGHT[1:4]
+        assert {a.base for a in ahead} == {START}
+        # it knows more of the text, and goes on as far from there
+        await client.send(Context(START, tuple(RIGHT[:2])))
+        ahead = await said_ahead(client, 2)
+        assert [a.decision.token_id for a in ahead] == RIGHT[4:6]
+        assert {a.base for a in ahead} == {START + 2}
+        # a question about what it knows is answered among it
+        await client.send(Context(START + 2, (RIGHT[2],)))
+        assert await decided(client, START + 3) == RIGHT[3]
+        server.store.check()
+
+
+async def test_the_clouds_own_words_give_way_to_the_edges() -> None:
+    other = (*PROMPT, RIGHT[0], (RIGHT[1] + 1) % 250)
+    truth = FULL.continuation(other, 3)
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Escalate(START, lookahead=4))
+        await client.expect(Decision)
+        await said_ahead(client, 4)
+        await client.send(Context(START, other[START:]))
+        ahead = await said_ahead(client, 3)
+        assert [a.decision.position - START for a in ahead] == [2, 3, 4]
+        assert [a.decision.token_id for a in ahead] == truth
+        assert {a.base for a in ahead} == {START + 2}
+        server.store.check()
+
+
+@pytest.mark.parametrize("stale", [(), (WRONG,), (WRONG, 77, 78)])
+async def test_it_looks_ahead_of_a_correction(stale: tuple[int, ...]) -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Escalate(START, guess=WRONG, lookahead=2))
+        if stale:
+            await client.send(Context(START, stale))
+        assert (await client.expect(Decision)).token_id == RIGHT[0]
+        assert [a.decision.token_id for a in await said_ahead(client, 2)] == RIGHT[1:3]
+        await client.send(Truncate(START))
+        await client.send(Context(START, tuple(RIGHT[:1])))
+        assert (await said_ahead(client, 1))[0].decision.token_id == RIGHT[3]
+        await client.send(Context(START + 1, tuple(RIGHT[1:4])))
+        assert await decided(client, START + 4) == RIGHT[4]
+
+
+async def test_what_was_said_ahead_does_not_outlive_the_stream() -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Escalate(START, lookahead=8))
+        await client.expect(Decision)
+        await said_ahead(client, 4)
+        assert (await client.open()).held_positions == START
+        await client.send(Context(START, tuple(RIGHT[:1])))
+        assert await decided(client, START + 1) == RIGHT[1]
+        server.store.check()
+
+
+async def test_the_cloud_looks_no_further_than_the_stop_token_or_its_memory() -> None:
+    stop = BUNDLE.manifest.tokenizer.stop_token_ids[0]
+    prompt = next(
+        (start, 3, 5) for start in range(200) if stop in FULL.continuation((start, 3, 5), 12)[1:]
+    )
+    text = FULL.continuation(prompt, 12)
+    text = text[: text.index(stop) + 1]
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await client.open()
+        await client.send(Context(0, prompt))
+        await client.send(Escalate(3, lookahead=64))
+        await client.expect(Decision)
+        ahead = await said_ahead(client, len(text) - 1)
+        assert [a.decision.token_id for a in ahead] == text[1:]
+        # and stands still: the next word is an answer
+        await client.send(Escalate(3))
+        await client.expect(Decision)
+
+
+async def test_a_lookahead_needs_token_ids() -> None:
+    states, _ = FULL.run(PROMPT)
+    async with (
+        serving() as server,
+        edge(server, BUNDLE, kind=ContextKind.HIDDEN_STATES) as client,
+    ):
+        await client.open()
+        await client.send(Context(0, encode(states, Encoding.FLOAT32)))
+        await client.send(Escalate(START, lookahead=1))
         reply, _ = await client.failure()
         assert reply.code is ErrorCode.INVALID_MESSAGE

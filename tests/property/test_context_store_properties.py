@@ -57,6 +57,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = ContextStore(ARCH, CUT, self._new_cache, limits, clock=self.clock)
         self.open: dict[SessionKey, HeldSession] = {}
         self.ids: dict[SessionKey, list[int]] = {}
+        self.own: dict[SessionKey, list[int]] = {}  # what the cloud goes on with by itself
 
     @staticmethod
     def _new_cache(first_layer: int) -> KvCache:
@@ -117,7 +118,10 @@ class StoreMachine(RuleBasedStateMachine):
     def _append(self, session: HeldSession, back: int, count: int) -> None:
         ids = self.ids[session.key]
         position = max(0, len(ids) - back)
-        new = [*ids[position:], *((len(ids) * 31 + i) % 16 for i in range(count))][:count]
+        own = self.own.get(session.key, [])
+        # now and then what the cloud said itself, or begins with it
+        coming = own if count % 2 else [(len(ids) * 31 + i) % 16 for i in range(count)]
+        new = [*ids[position:], *coming, *(i % 16 for i in range(count))][:count]
         rows = np.array(new, np.int32)
         if session.kind is ContextKind.HIDDEN_STATES:
             rows = np.repeat(rows[:, None], ARCH.hidden_size, 1).astype(np.float32)
@@ -130,8 +134,25 @@ class StoreMachine(RuleBasedStateMachine):
         except BudgetExceededError:
             assert self._sizes() == before
         else:
-            ids.extend(new[len(ids) - position :])
+            added = new[max(0, len(ids) - position) :]
+            ids.extend(added)
+            kept = own[len(added) :] if own[: len(added)] == added[: len(own)] else []
+            self.own[session.key] = kept if added else own
             self._check_order(before)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), token_id=st.integers(0, 15))
+    def say_ahead(self, data: st.DataObject, token_id: int) -> None:
+        session = self._pick(data)
+        if session.kind is not ContextKind.TOKEN_IDS:
+            return
+        before = self._sizes()
+        try:
+            self.store.append_own(session, token_id)
+        except BudgetExceededError:
+            assert self._sizes() == before
+        else:
+            self.own.setdefault(session.key, []).append(token_id)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data())
@@ -155,6 +176,8 @@ class StoreMachine(RuleBasedStateMachine):
     def truncate(self, data: st.DataObject, position: int) -> None:
         session = self._pick(data)
         self.store.truncate(session, position)
+        confirmed = len(self.ids[session.key])
+        del self.own.get(session.key, [])[max(0, position - confirmed) :]
         del self.ids[session.key][position:]
         assert all(decided < position for decided in session.decisions)
 
@@ -162,6 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), forget=st.booleans())
     def disconnect(self, data: st.DataObject, forget: bool) -> None:
         session = self.open.pop(self._pick(data).key)
+        self.own.pop(session.key, None)
         if forget:
             self.store.drop(session)
         self.store.release(session)
@@ -206,7 +230,9 @@ class StoreMachine(RuleBasedStateMachine):
         for key, held in self.store._sessions.items():
             rows = held.context[:]
             ids = rows if rows.ndim == 1 else rows[:, 0]
-            assert ids.tolist() == self.ids[key]
+            own = self.own.get(key, [])
+            assert ids.tolist() == [*self.ids[key], *own]
+            assert held.own == len(own)
 
 
 StoreMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

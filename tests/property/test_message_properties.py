@@ -14,8 +14,10 @@ from shared.errors import InvalidMessageError
 from shared.messages import (
     MAX_COLUMNS,
     MAX_ERROR_CHARACTERS,
+    MAX_LOOKAHEAD,
     MAX_POSITIONS,
     PROTOCOL_VERSION,
+    Ahead,
     Close,
     Closed,
     CloudMessage,
@@ -66,22 +68,30 @@ edge_bodies = st.one_of(
     ),
     st.builds(Context, starts, tensors),
     st.builds(Context, starts, st.lists(uint32, min_size=1, max_size=9).map(tuple)),
-    st.builds(Escalate, st.integers(1, MAX_POSITIONS), positions),
+    st.builds(Escalate, st.integers(1, MAX_POSITIONS), positions, st.none() | uint32),
+    st.builds(
+        Escalate,
+        st.integers(1, MAX_POSITIONS),
+        guess=st.none() | uint32,
+        lookahead=st.integers(0, MAX_LOOKAHEAD),
+    ),
     st.builds(Truncate, positions),
     st.builds(Close),
 )
 edge_messages = st.builds(EdgeMessage, uint64, edge_bodies)
+decisions = st.builds(
+    Decision,
+    st.integers(1, MAX_POSITIONS),
+    uint32,
+    st.floats(max_value=0, allow_infinity=False, allow_nan=False),
+    uint32,
+)
 cloud_bodies = st.one_of(
     positions.flatmap(
         lambda limit: st.builds(Opened, st.integers(0, limit), st.just(limit), uint32)
     ),
-    st.builds(
-        Decision,
-        st.integers(1, MAX_POSITIONS),
-        uint32,
-        st.floats(max_value=0, allow_infinity=False, allow_nan=False),
-        uint32,
-    ),
+    decisions,
+    decisions.flatmap(lambda said: st.builds(Ahead, st.just(said), st.integers(0, said.position))),
     st.builds(Closed, uint64, uint64),
     st.builds(ErrorReply, st.sampled_from(ErrorCode), st.text(max_size=MAX_ERROR_CHARACTERS)),
 )

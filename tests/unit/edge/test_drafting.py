@@ -51,3 +51,18 @@ def test_before_the_first_answer_an_earlier_round_trip_counts() -> None:
 def test_a_longer_wait_never_makes_drafting_less_worth(one: float, other: float) -> None:
     shorter, longer = sorted((one, other))
     assert weighed(longer) <= weighed(shorter)
+
+
+def test_the_cloud_looks_ahead_where_the_way_is_longer_than_a_pass() -> None:
+    def lookahead(wait: float, *, every_token: bool = False) -> int:
+        worth = DraftWorth(None, shared_cores=True)
+        worth.drafted(STEP)
+        worth.answered(wait, CLOUD)
+        return worth.lookahead(every_token=every_token)
+
+    assert lookahead(CLOUD + 0.015) == 0
+    assert lookahead(CLOUD + 0.021) == 3
+    assert lookahead(CLOUD + 0.049) == 4
+    assert lookahead(CLOUD + 5.0) == 16
+    assert lookahead(CLOUD, every_token=True) == 16
+    assert DraftWorth(None, shared_cores=True).lookahead(every_token=False) == 0

@@ -97,6 +97,8 @@ def test_what_the_refusals_below_start_from_is_accepted(right: pb.EdgeMessage) -
         (ids(MAX_POSITIONS, 1), "end of the context"),
         (pb.EdgeMessage(escalate=pb.Escalate()), "position 0"),
         (pb.EdgeMessage(position=1, escalate=pb.Escalate(burst=MAX_POSITIONS + 1)), "burst"),
+        (pb.EdgeMessage(position=1, escalate=pb.Escalate(lookahead=65)), "lookahead"),
+        (pb.EdgeMessage(position=1, escalate=pb.Escalate(lookahead=1, burst=1)), "not both"),
         (pb.EdgeMessage(position=2**32 - 1, truncate=pb.Truncate()), "position"),
     ],
 )
@@ -156,6 +158,9 @@ def test_context_counts_its_positions() -> None:
         (pb.CloudMessage(position=1, decision=pb.Decision(logprob=math.nan)), "logprob"),
         (pb.CloudMessage(position=1, decision=pb.Decision(logprob=-math.inf)), "logprob"),
         (pb.CloudMessage(position=1, decision=pb.Decision(logprob=0.5)), "logprob"),
+        (pb.CloudMessage(ahead=pb.Ahead(decision=pb.Decision(logprob=-1))), "position 0"),
+        (pb.CloudMessage(position=1, ahead=pb.Ahead(decision=pb.Decision(logprob=2))), "logprob"),
+        (pb.CloudMessage(position=1, ahead=pb.Ahead(base=2)), "base"),
         (pb.CloudMessage(position=1, closed=pb.Closed()), "position 1"),
         (pb.CloudMessage(position=1, error=pb.Error()), "position 1"),
     ],
