@@ -31,7 +31,7 @@ from shared.errors import (
 from shared.sampling import Sampling
 from shared.tensor_codec import EncodedTensor, Encoding
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 SESSION_ID_BYTES = 16
 FINGERPRINT_BYTES = 32
 MAX_POSITIONS = 1 << 22

@@ -1,5 +1,9 @@
 """Hidden states as bytes: float32, float16, or int8 and int4 codes over blocks of 32 columns.
 
+A block is turned by a Walsh-Hadamard matrix before it is coded, and back after (as QuaRot, arXiv
+2404.00456, does with weights and activations): an outlier is spread over its block instead of
+making the steps of all others as large as its own.  On real states that halves the error.
+
 Every row is coded by itself, so the values that arrive do not depend on how rows were cut into
 messages: a replay in other chunks gives the cloud the same context to the bit.  Zstandard runs over
 the coded bytes; its output is bounded by the declared shape before anything is unpacked.
@@ -118,7 +122,7 @@ def _quantize(values: FloatArray, encoding: Encoding) -> bytes:
     rows, columns = values.shape
     padded = np.zeros((rows, -(-columns // BLOCK) * BLOCK), np.float32)
     padded[:, :columns] = np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX)
-    blocks = padded.reshape(rows, -1, BLOCK)
+    blocks = _turned(padded.reshape(rows, -1, BLOCK)) / BLOCK
     limit = 127 if encoding is Encoding.INT8 else 7
     scales = (np.abs(blocks).max(axis=2, keepdims=True) / limit).astype("<f2")
     divisor = scales.astype(np.float32)
@@ -143,5 +147,19 @@ def _dequantize(data: bytes, rows: int, columns: int, encoding: Encoding) -> Flo
         codes[:, :, 0::2] = raw & 0x0F
         codes[:, :, 1::2] = raw >> 4
         codes -= 8.0
-    values: FloatArray = (codes * scales).reshape(rows, -1)[:, :columns]
+    with np.errstate(invalid="ignore"):  # a scale that is not finite; the caller looks
+        values: FloatArray = _turned(codes * scales).reshape(rows, -1)[:, :columns]
     return values
+
+
+def _turned(blocks: FloatArray) -> FloatArray:
+    """``[..., BLOCK]`` times the Walsh-Hadamard matrix of +-1, in natural order; twice is times
+    ``BLOCK``.  By additions in a fixed order, so that a row's bits do not depend on its neighbours.
+    """
+    width = 1
+    while width < BLOCK:
+        pairs = blocks.reshape(*blocks.shape[:-1], -1, 2, width)
+        first, second = pairs[..., 0, :], pairs[..., 1, :]
+        blocks = np.stack([first + second, first - second], axis=-2).reshape(blocks.shape)
+        width *= 2
+    return blocks

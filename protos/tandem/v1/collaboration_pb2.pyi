@@ -56,9 +56,11 @@ class _TensorEncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper.
     TENSOR_ENCODING_FLOAT32: _TensorEncoding.ValueType  # 1
     TENSOR_ENCODING_FLOAT16: _TensorEncoding.ValueType  # 2
     TENSOR_ENCODING_INT8: _TensorEncoding.ValueType  # 3
-    """Blocks of 32 columns of a row: float16 scale, int8 codes."""
+    """Blocks of 32 columns of a row, each times the Walsh-Hadamard matrix (natural order, entries
+    +-1/32): float16 scale, int8 codes.
+    """
     TENSOR_ENCODING_INT4: _TensorEncoding.ValueType  # 4
-    """Blocks of 32 columns of a row: float16 scale, two 4-bit codes a byte."""
+    """The same: float16 scale, two 4-bit codes a byte."""
 
 class TensorEncoding(_TensorEncoding, metaclass=_TensorEncodingEnumTypeWrapper): ...
 
@@ -66,9 +68,11 @@ TENSOR_ENCODING_UNSPECIFIED: TensorEncoding.ValueType  # 0
 TENSOR_ENCODING_FLOAT32: TensorEncoding.ValueType  # 1
 TENSOR_ENCODING_FLOAT16: TensorEncoding.ValueType  # 2
 TENSOR_ENCODING_INT8: TensorEncoding.ValueType  # 3
-"""Blocks of 32 columns of a row: float16 scale, int8 codes."""
+"""Blocks of 32 columns of a row, each times the Walsh-Hadamard matrix (natural order, entries
++-1/32): float16 scale, int8 codes.
+"""
 TENSOR_ENCODING_INT4: TensorEncoding.ValueType  # 4
-"""Blocks of 32 columns of a row: float16 scale, two 4-bit codes a byte."""
+"""The same: float16 scale, two 4-bit codes a byte."""
 Global___TensorEncoding: typing_extensions.TypeAlias = TensorEncoding
 
 class _Compression:
@@ -344,8 +348,8 @@ Global___Escalate: typing_extensions.TypeAlias = Escalate
 
 @typing.final
 class Truncate(google.protobuf.message.Message):
-    """Forgets context and decisions from `position` on.  Escalations beyond it that are still unanswered
-    are withdrawn, and a burst that runs stops: they may get no (further) answer.  After a correction
+    """Forgets context and decisions from `position` on.  Escalations from there on that are still
+    unanswered are withdrawn, and a burst that runs stops: they may get no (further) answer.  After a correction
     it is where the edge goes on.  What the cloud decoded ahead of the edge's context stays.
     """
 
