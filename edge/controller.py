@@ -21,11 +21,13 @@ from shared.model_bundle import OperatingPoint
 LEAST_GAIN = 0.10  # of the previous plan's score, before it is given up
 TIE = 0.02  # within which the better agreement counts for more
 COST_PRICE = 1.0  # seconds of waiting for a cloud token, where the aim is cost and none is named
+AHEAD = 16  # tokens that the cloud may decode ahead, where it does
 ANSWER_TOKENS = 100  # of an answer whose length nobody told
 
 _GUESS_PRIOR, _GUESS_PRIOR_COUNT = 0.5, 8
 _UNKNOWN_BYTES_PER_SECOND = 125_000.0  # a thin link, until one has been measured
 _MOST_COST_WINDOW = 2
+_ANY_WINDOW = 1
 _HIDDEN_CODECS = (ContextCodec.FP16, ContextCodec.INT8, ContextCodec.INT4)
 _FROM_LOSSY_TO_EXACT = [*reversed(BYTES_PER_ELEMENT), ContextCodec.TOKENS]
 # of a bundle that was never measured; the threshold is the only one that it can be run at
@@ -148,7 +150,7 @@ def choose(
 
 
 def _allowed_shapes(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Plan]:
-    """Every plan that the wishes allow, windows left open (0)."""
+    """Every plan that the wishes allow, windows left open."""
     thresholds, verifiable = _thresholds(points, wishes)
     cheap = wishes.aim is Aim.COST and wishes.cloud_token_price is None
     if wishes.codec is not None:
@@ -160,17 +162,28 @@ def _allowed_shapes(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Pl
     else:
         codecs = (ContextCodec.TOKENS, *_HIDDEN_CODECS)
     if wishes.aim is Aim.QUALITY:
-        return [Plan(verifiable, 0, 0, codecs[0], verified=True)]
+        ahead = AHEAD if codecs[0] is ContextCodec.TOKENS else 0
+        return [Plan(verifiable, _ANY_WINDOW, 0, codecs[0], verified=True, lookahead=ahead)]
     accepting = [(threshold, False) for threshold in thresholds]
     verifying = [(verifiable, True)]
     kinds = (accepting[:1] or verifying) if cheap else accepting + verifying
     return [
-        Plan(threshold, 0, burst, codec, verified)
+        Plan(threshold, _ANY_WINDOW, burst, codec, verified, lookahead=ahead)
         for threshold, verified in kinds
         for codec in codecs
-        # the cloud can only go on by itself from token ids
-        for burst in ((0, BURST_UNLIMITED) if codec is ContextCodec.TOKENS and not cheap else (0,))
+        for burst, ahead in _by_itself(codec, wishes)
     ]
+
+
+def _by_itself(codec: ContextCodec, wishes: Wishes) -> list[tuple[int, int]]:
+    """Bursts and lookaheads; the cloud can only go on by itself from token ids."""
+    if codec is not ContextCodec.TOKENS:
+        return [(0, 0)]
+    if wishes.cloud_token_price is not None:  # nothing that may never be asked for
+        return [(0, 0), (BURST_UNLIMITED, 0)]
+    if wishes.aim is Aim.COST:
+        return [(0, 0)]
+    return [(0, 0), (BURST_UNLIMITED, 0), (0, AHEAD)]
 
 
 def _thresholds(points: Sequence[OperatingPoint], wishes: Wishes) -> tuple[list[float], float]:
@@ -194,7 +207,7 @@ def _is_allowed(plan: Plan, shapes: Sequence[Plan], wishes: Wishes) -> bool:
         least = 0
     elif wishes.aim is Aim.COST:
         least, most = 0, _MOST_COST_WINDOW
-    return least <= plan.window <= most and replace(plan, window=0) in shapes
+    return least <= plan.window <= most and replace(plan, window=_ANY_WINDOW) in shapes
 
 
 def _unmeasured_plan(shapes: Sequence[Plan], wishes: Wishes) -> Plan:
@@ -207,6 +220,7 @@ def _unmeasured_plan(shapes: Sequence[Plan], wishes: Wishes) -> Plan:
             (wishes.aim is Aim.COST) and shape.codec is ContextCodec.TOKENS,
             preferred.index(shape.codec),
             shape.threshold,
+            shape.lookahead,
         ),
     )
     return replace(shape, window=_UNMEASURED_WINDOW[wishes.aim])

@@ -7,6 +7,7 @@ Predicted seconds per token of a plan, from
 ``R``, ``c`` round trip; the cloud's time for a question, by the share of layers that it runs
 ``g``        the cloud's time for a token that it decodes by itself
 ``u``        time to upload a token's context; ``s = max(e, u)`` is the pace of drafting
+``d``        share of tokens accepted that are not the full model's (0 where ``verified``)
 ``q``        share of tokens asked for (1 where ``verified``)
 ``r``        share of tokens asked for and guessed wrong
 ``W``, ``N`` window, length of an answer
@@ -18,6 +19,7 @@ are::
     optimistic   s + r (R + c + e/2) + stall        e/2: the token under way at a rollback
     stall        r z/(1-z) max(0, R + c - W s/q)    z = (1 - r/q)^W: a run that fills the window
     verified     as optimistic with q = 1 and r the share of all tokens that are guessed wrong
+    ahead        s + g + d (R + c) if that is less       where the cloud decodes ahead
     burst        (T (s + stall) + P (R + c + e/2) + (N - T) g) / N
                  P = 1 - (1-r)^N: an answer is corrected; T = P/r: tokens up to there
 
@@ -76,7 +78,8 @@ class CostModel:
         else:
             step, correction = pace + (asked - wrong) * wait, wait
         if not plan.burst:
-            return prompt + step + wrong * correction
+            asking = step + wrong * correction
+            return prompt + (min(asking, self._ahead(plan)) if plan.lookahead else asking)
         drafted, corrected = self._until_correction(wrong)
         alone = self.answer_tokens - drafted
         total = drafted * step + corrected * correction + alone * self.cloud_token
@@ -86,6 +89,8 @@ class CostModel:
         """Tokens that the cloud decides, in vain or not, per token of an answer; one decided from
         hidden states counts as the share of layers that the cloud runs."""
         asked, wrong = self._asked(plan), self._wrong(plan)
+        if plan.lookahead:
+            return 1.0
         behind = self._wait(plan) * asked / self._pace(plan)  # asked while a wrong one is out
         in_vain = min(max(0, plan.window - 1), behind)
         if not plan.burst:
@@ -142,6 +147,10 @@ class CostModel:
         else:
             size = BYTES_PER_ELEMENT[codec] * self.hidden_size
         return (size + _FRAMING_BYTES) / self.bytes_per_second
+
+    def _ahead(self, plan: Plan) -> float:
+        overruled = 1.0 - self.agreement(plan)
+        return self._pace(plan) + self.cloud_token + overruled * self._wait(plan)
 
     def _until_correction(self, wrong: float) -> tuple[float, float]:
         """Tokens drafted up to and with the first correction, and the chance that there is one."""

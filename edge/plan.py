@@ -85,8 +85,10 @@ class Plan:
 
     @property
     def kind(self) -> str:
-        """``blocking``, ``optimistic``, ``verified``, ``burst`` or ``verified burst``."""
+        """``blocking`` or ``optimistic``, or what it is beyond that: ``verified``, ``burst``,
+        ``ahead``, ``verified burst``, ``verified ahead``."""
         words = ["verified"] * self.verified + ["burst"] * bool(self.burst)
+        words += ["ahead"] * bool(self.lookahead)
         return " ".join(words) or self.schedule.value
 
     def __str__(self) -> str:

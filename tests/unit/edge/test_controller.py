@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge.context_source import ContextCodec
-from edge.controller import COST_PRICE, TIE, Aim, Choice, Wishes, choose
+from edge.controller import AHEAD, COST_PRICE, TIE, Aim, Choice, Wishes, choose
 from edge.cost_model import MOST_WINDOW, CostModel
 from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.link_monitor import Conditions
@@ -88,7 +88,7 @@ MODEL = CostModel(
 
 # -- the formulas --------------------------------------------------------------------------------
 
-BLOCKING = Plan(0.8, 0, 0, TOKENS, verified=False)
+BLOCKING = Plan(0.8, 0, 0, TOKENS, verified=False, lookahead=0)
 OPTIMISTIC = replace(BLOCKING, window=MOST_WINDOW)
 
 
@@ -120,6 +120,16 @@ def test_verified_waits_for_accepted_tokens_that_were_wrong_too() -> None:
     verified = replace(OPTIMISTIC, verified=True)
     assert MODEL.seconds(verified) == pytest.approx(0.01 + 0.30 * (0.08 + 0.005), rel=1e-3)
     assert MODEL.agreement(verified) == 1.0
+
+
+def test_where_the_cloud_looks_ahead_only_words_of_another_mind_cost_a_round_trip() -> None:
+    ahead = replace(OPTIMISTIC, lookahead=AHEAD)
+    far = replace(MODEL, rtt=1.0)
+    assert far.seconds(ahead) == pytest.approx(0.01 + 0.02 + 0.05 * 1.03)
+    assert far.seconds(replace(ahead, verified=True)) == pytest.approx(0.01 + 0.02)
+    assert far.cloud_tokens(ahead) == 1.0
+    near = replace(MODEL, rtt=0.005)  # asking is as fast
+    assert near.seconds(ahead) == near.seconds(OPTIMISTIC)
 
 
 def test_a_burst_is_plain_serving_after_the_first_correction() -> None:
@@ -165,7 +175,7 @@ def test_the_clouds_work_counts_layers_and_questions_in_vain() -> None:
 
 def test_wrong_guesses_move_with_the_threshold_as_the_table_says() -> None:
     def wrong(threshold: float) -> float:
-        plan = Plan(threshold, MOST_WINDOW, 0, TOKENS, verified=False)
+        plan = Plan(threshold, MOST_WINDOW, 0, TOKENS, verified=False, lookahead=0)
         return (MODEL.seconds(plan) - 0.01) / 0.085
 
     assert wrong(0.6) == pytest.approx(0.25 - 0.05, rel=1e-2)  # the table's 5% are accepted now
@@ -238,7 +248,7 @@ def test_a_long_prompt_favours_what_is_small() -> None:
 )
 def test_cost(conditions: Conditions, window: int, codec: ContextCodec) -> None:
     plan = pick(conditions, Wishes(Aim.COST)).plan
-    assert plan == Plan(0.8, window, 0, codec, verified=False)
+    assert plan == Plan(0.8, window, 0, codec, verified=False, lookahead=0)
 
 
 @pytest.mark.parametrize("up", [FAT, THIN, None])
@@ -254,15 +264,18 @@ def test_quality(up: float | None, rtt: float) -> None:
 @pytest.mark.parametrize(
     ("wishes", "plan"),
     [
-        (Wishes(), Plan(0.65, 4, 0, TOKENS, verified=False)),
-        (Wishes(private=True), Plan(0.65, 4, 0, INT8, verified=False)),
-        (Wishes(codec=INT4), Plan(0.65, 4, 0, INT4, verified=False)),
-        (Wishes(target_agreement=0.99), Plan(0.95, 4, 0, TOKENS, verified=False)),
-        (Wishes(Aim.COST), Plan(0.8, 1, 0, INT8, verified=False)),
-        (Wishes(Aim.COST, codec=TOKENS), Plan(0.8, 1, 0, TOKENS, verified=False)),
-        (Wishes(Aim.COST, cloud_token_price=0.1), Plan(0.8, 1, 0, INT8, verified=False)),
-        (Wishes(Aim.QUALITY), Plan(0.8, 8, 0, TOKENS, verified=True)),
-        (Wishes(Aim.QUALITY, private=True), Plan(0.8, 8, 0, FP16, verified=True)),
+        (Wishes(), Plan(0.65, 4, 0, TOKENS, verified=False, lookahead=0)),
+        (Wishes(private=True), Plan(0.65, 4, 0, INT8, verified=False, lookahead=0)),
+        (Wishes(codec=INT4), Plan(0.65, 4, 0, INT4, verified=False, lookahead=0)),
+        (Wishes(target_agreement=0.99), Plan(0.95, 4, 0, TOKENS, verified=False, lookahead=0)),
+        (Wishes(Aim.COST), Plan(0.8, 1, 0, INT8, verified=False, lookahead=0)),
+        (Wishes(Aim.COST, codec=TOKENS), Plan(0.8, 1, 0, TOKENS, verified=False, lookahead=0)),
+        (
+            Wishes(Aim.COST, cloud_token_price=0.1),
+            Plan(0.8, 1, 0, INT8, verified=False, lookahead=0),
+        ),
+        (Wishes(Aim.QUALITY), Plan(0.8, 8, 0, TOKENS, verified=True, lookahead=AHEAD)),
+        (Wishes(Aim.QUALITY, private=True), Plan(0.8, 8, 0, FP16, verified=True, lookahead=0)),
     ],
 )
 @pytest.mark.parametrize("known", [Conditions(), replace(HERE, edge_token_seconds=None)])
@@ -381,7 +394,7 @@ def swaying(around: Conditions, shares: tuple[float, float, float]) -> Condition
 
 
 # says at which threshold guesses were counted; latency does not allow it, so it is never kept
-COUNTED = Plan(0.65, 0, 0, TOKENS, verified=False)
+COUNTED = Plan(0.65, 0, 0, TOKENS, verified=False, lookahead=0)
 
 
 def crossing() -> Conditions:
@@ -457,7 +470,7 @@ def test_the_reason_names_what_was_measured_and_what_came_next() -> None:
     assert choice.seconds_per_token is not None
     start = "rtt 50 ms, up 10 Mbit/s, cloud 31 ms, edge 6 ms, guesses right 48%: "
     plan = f"optimistic@0.65 window {choice.plan.window}, fp16 "
-    cost = f"({choice.seconds_per_token * 1e3:.0f} ms a token; next best verified "
+    cost = f"({choice.seconds_per_token * 1e3:.0f} ms a token; next best ahead "
     assert choice.reason.startswith(start + plan + cost)
     assert "\n" not in choice.reason
     assert pick(Conditions()).reason.startswith("rtt ?, cloud ?, edge ?: optimistic@0.65 window 4")
@@ -481,7 +494,7 @@ codecs = st.sampled_from(ContextCodec)
 thresholds = st.sampled_from([point.threshold for point in POINTS])
 plans = st.builds(
     lambda threshold, window, burst, codec, verified: Plan(
-        threshold, window, burst if codec is TOKENS else 0, codec, verified
+        threshold, window, burst if codec is TOKENS else 0, codec, verified, lookahead=0
     ),
     thresholds, st.integers(0, MOST_WINDOW), st.sampled_from([0, BURST_UNLIMITED]), codecs,
     st.booleans(),
