@@ -1,4 +1,4 @@
-"""``tandem cloud``: serve the deep layers, make tokens."""
+"""``tandem cloud``: serve the deep layers, make tokens, ask how a cloud is."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ _HELP_OF_MINTING = """Make a token for TENANT: printed once, its hash is appende
 \b
 Example:
   tandem cloud token alice --tokens tokens.txt
+"""
+
+_HELP_OF_HEALTH = """Ask a cloud whether it serves (gRPC health): exit code 0 if so, else 4.
+
+\b
+Examples:
+  tandem cloud health
+  tandem cloud health cloud.example:7420 --ca ca.pem
 """
 
 
@@ -118,3 +126,23 @@ def token(
     from cloud.auth import add_token  # noqa: PLC0415
 
     typer.echo(add_token(tokens, tenant))
+
+
+@app.command(help=_HELP_OF_HEALTH)
+def health(
+    address: Annotated[
+        str, typer.Argument(metavar="HOST:PORT", help="The cloud to ask.")
+    ] = "localhost:7420",
+    ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the cloud's certificate authority; TLS.")
+    ] = None,
+    client_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate to show to the cloud.")
+    ] = None,
+    client_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to wait.")] = 5.0,
+) -> None:
+    from cloud.health_probe import check_health  # noqa: PLC0415
+
+    check_health(address, ca=ca, certificate=client_cert, key=client_key, seconds=seconds)
+    typer.echo(f"{address} serves")
