@@ -8,12 +8,13 @@ TEST_BUNDLE := build/test-bundle
 PROTO := protos/tandem/v1/collaboration.proto
 PYTEST_ARGS ?=
 
-.PHONY: help demo test test-slow quick lint format bundle test-bundle protos clean
+.PHONY: help demo test test-slow test-docker quick lint format bundle test-bundle protos clean
 
 help:
 	@echo "make demo        install, prepare the model, run a cloud and an edge, talk to them"
 	@echo "make test        install, then ruff, mypy and every test"
 	@echo "make test-slow   the proofs that take minutes: all prompts, all positions"
+	@echo "make test-docker the compose stack on a Docker engine, as root on Linux"
 	@echo "make quick       the tests that need no model"
 	@echo "make lint        ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make bundle      prepare the default model into the user's cache"
@@ -29,6 +30,9 @@ test: lint test-bundle
 
 test-slow: $(VENV)/.installed-dev test-bundle
 	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-docker: $(VENV)/.installed-dev
+	@TANDEM_DOCKER_TESTS=1 $(BIN)/python -m pytest -m docker $(PYTEST_ARGS) tests/docker
 
 quick: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "not model and not slow" $(PYTEST_ARGS)

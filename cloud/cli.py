@@ -1,4 +1,4 @@
-"""``tandem cloud``: serve the deep layers, show the configuration, make tokens."""
+"""``tandem cloud``: serve the deep layers, show the configuration, make tokens, ask for health."""
 
 from __future__ import annotations
 
@@ -45,6 +45,14 @@ Example:
   tandem cloud token alice --tokens tokens.txt
 """
 
+_HELP_OF_HEALTH = """Ask a cloud whether it serves (gRPC health): exit code 0 if so, else 4.
+
+\b
+Examples:
+  tandem cloud health
+  tandem cloud health cloud.example:7420 --ca ca.pem
+"""
+
 
 def register(root: typer.Typer) -> None:
     """Add ``cloud`` to the root command."""
@@ -89,3 +97,23 @@ def token(
     from cloud.auth import add_token  # noqa: PLC0415
 
     typer.echo(add_token(tokens, tenant))
+
+
+@app.command(help=_HELP_OF_HEALTH)
+def health(
+    address: Annotated[
+        str, typer.Argument(metavar="HOST:PORT", help="The cloud to ask.")
+    ] = "localhost:7420",
+    ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the cloud's certificate authority; TLS.")
+    ] = None,
+    client_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate to show to the cloud.")
+    ] = None,
+    client_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to wait.")] = 5.0,
+) -> None:
+    from cloud.health_probe import check_health  # noqa: PLC0415
+
+    check_health(address, ca=ca, certificate=client_cert, key=client_key, seconds=seconds)
+    typer.echo(f"{address} serves")
