@@ -7,14 +7,16 @@ BIN := $(VENV)/bin
 TEST_BUNDLE := build/test-bundle
 PROTO := protos/tandem/v1/collaboration.proto
 PYTEST_ARGS ?=
+FUZZ_CASES ?= 200000
 
-.PHONY: help demo test test-slow test-docker quick lint format bundle test-bundle protos clean
+.PHONY: help demo test test-slow test-docker fuzz quick lint format bundle test-bundle protos clean
 
 help:
 	@echo "make demo        install, prepare the model, run a cloud and an edge, talk to them"
 	@echo "make test        install, then ruff, mypy and every test"
 	@echo "make test-slow   the proofs that take minutes: all prompts, all positions"
 	@echo "make test-docker the compose stack on a Docker engine, as root on Linux"
+	@echo "make fuzz        $(FUZZ_CASES) cases against parsers, codec and a cloud; FUZZ_CASES=n"
 	@echo "make quick       the tests that need no model"
 	@echo "make lint        ruff and mypy alone;  make format  ruff's formatter"
 	@echo "make bundle      prepare the default model into the user's cache"
@@ -33,6 +35,11 @@ test-slow: $(VENV)/.installed-dev test-bundle
 
 test-docker: $(VENV)/.installed-dev
 	@TANDEM_DOCKER_TESTS=1 $(BIN)/python -m pytest -m docker $(PYTEST_ARGS) tests/docker
+
+# A failure names its round: make fuzz TANDEM_FUZZ_SEED=n begins with it.
+fuzz: $(VENV)/.installed-dev
+	@TANDEM_FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest -s \
+		tests/property/test_fuzz_messages.py tests/property/test_fuzz_service.py $(PYTEST_ARGS)
 
 quick: $(VENV)/.installed-dev
 	@$(BIN)/python -m pytest -m "not model and not slow" $(PYTEST_ARGS)

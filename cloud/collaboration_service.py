@@ -8,6 +8,7 @@ bytes which are no message end their session like any other bad message.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator
 from functools import partial
@@ -79,16 +80,30 @@ _STATUS: tuple[tuple[type[TandemError], grpc.StatusCode], ...] = (
 )
 
 
-class _Stream:
-    """One RPC: typed messages in and out, and the wish of others that it end."""
+class _EdgeLeftError(Exception):
+    """The edge takes no message: its connection is gone, or it has read nothing for too long."""
 
-    def __init__(self, requests: AsyncIterator[bytes], context: Any, metrics: CloudMetrics) -> None:
+
+class _Stream:
+    """One RPC: typed messages in and out, and the wish of others that it end.
+
+    ``patience`` is how many seconds a message may wait for the edge to take it.
+    """
+
+    def __init__(
+        self,
+        requests: AsyncIterator[bytes],
+        context: Any,
+        metrics: CloudMetrics,
+        patience: float,
+    ) -> None:
         self.context = context
         self.usage = metrics.tenant(UNKNOWN_TENANT)
         self._errors = metrics.errors
         self.ended = asyncio.Event()
         self.last_step = 0
-        self._requests = requests
+        self._requests, self._patience = requests, patience
+        self._write_pending = False
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def receive(self) -> EdgeMessage | None:
@@ -105,7 +120,16 @@ class _Stream:
     async def send(self, message: CloudMessage) -> None:
         data = cloud_message_to_proto(message).SerializeToString()
         self.usage.sent_bytes.inc(len(data))
-        await self.context.write(data)
+        # a write that is given up stays pending in gRPC, which takes no other beside it
+        self._write_pending = True
+        try:
+            async with asyncio.timeout(self._patience):
+                await self.context.write(data)
+        except TimeoutError:
+            raise _EdgeLeftError(f"no answer was read in {self._patience:g} s") from None
+        except grpc.aio.BaseError:
+            raise _EdgeLeftError("the connection is gone") from None
+        self._write_pending = False
 
     def end(self, error: TandemError) -> None:
         """Make the stream end with ``error``."""
@@ -118,10 +142,13 @@ class _Stream:
         await self._end
 
     async def fail(self, error: TandemError) -> None:
-        """Say why in a message, then in gRPC's words; raises, as ``abort`` does."""
+        """Say why in a message (where the edge takes one), then in gRPC's words; raises, as
+        ``abort`` does."""
         reply = error_reply(error)
         self._errors.labels(reply.code.name).inc()
-        await self.send(CloudMessage(self.last_step, reply))
+        if not self._write_pending:
+            with contextlib.suppress(_EdgeLeftError):
+                await self.send(CloudMessage(self.last_step, reply))
         status = next((s for kind, s in _STATUS if isinstance(error, kind)), None)
         await self.context.abort(
             status or grpc.StatusCode.INTERNAL, f"{reply.code.name}: {reply.message}"
@@ -177,7 +204,7 @@ class CollaborationService:
 
     async def session(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """Serve one stream; whatever goes wrong ends this session alone."""
-        stream = _Stream(requests, context, self._metrics)
+        stream = _Stream(requests, context, self._metrics, self._store.idle_seconds)
         try:
             await self._serve(stream)
         except Exception as error:
@@ -214,6 +241,9 @@ class CollaborationService:
             await stream.send(CloudMessage(step, limits))
             await self._serve_session(stream, session)
         except Exception as error:
+            if isinstance(_first(error), _EdgeLeftError):
+                _LOG.info("edge left", extra=about(key, reason=_first(error)))
+                return
             failure = _typed(error)
             if isinstance(failure, InvalidMessageError | CloudInternalError):
                 self._store.drop(session)
@@ -252,8 +282,8 @@ class CollaborationService:
             running.cancel()
             watching.cancel()
         if closed is not None:
-            self._store.drop(session)
             _LOG.info("session closed", extra=about(session.key, positions=session.held))
+            self._store.drop(session)
             await stream.send(closed)
 
     async def _read(
@@ -318,10 +348,16 @@ async def _first_message(stream: _Stream) -> tuple[int, Open]:
     return message.step, message.body
 
 
-def _typed(error: BaseException) -> TandemError:
-    """The typed error behind ``error``; anything else is a fault of ours, told to nobody else."""
+def _first(error: BaseException) -> BaseException:
+    """What a group's first error is in the end."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _typed(error: BaseException) -> TandemError:
+    """The typed error behind ``error``; anything else is a fault of ours, told to nobody else."""
+    error = _first(error)
     if isinstance(error, TandemError):
         return error
     return CloudInternalError("the cloud failed; its log says why")

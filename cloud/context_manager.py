@@ -141,6 +141,7 @@ class ContextStore:
         if self._sessions.get(session.key) is session:
             del self._sessions[session.key]
             self._ledger.remove(session)
+            session.clear()
             self._changed()
 
     def check_joins(self, session: HeldSession, position: int) -> None:
@@ -229,9 +230,10 @@ class ContextStore:
 
     def expire(self) -> None:
         """Forget sessions that have been idle for too long."""
-        deadline = self._clock() - self._limits.idle_seconds
+        now = self._clock()
         for session in self._idle():
-            if session.last_used <= deadline:
+            session.last_used = min(session.last_used, now)  # a clock may be set back
+            if session.last_used <= now - self._limits.idle_seconds:
                 self._metrics.expirations.inc()
                 _LOG.debug("session expired", extra=about(session.key))
                 self.drop(session)

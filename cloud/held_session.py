@@ -63,6 +63,10 @@ class Rows:
         self._data[self.length : stop] = rows
         self.length = stop
 
+    def clear(self) -> None:
+        """Forget all rows and give their memory back."""
+        self._data, self.length = np.empty((0, *self._data.shape[1:]), self._data.dtype), 0
+
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         return self._data[: self.length][rows]
 
@@ -124,6 +128,14 @@ class HeldSession:
     def drop_cache(self) -> None:
         """Forget keys and values; they are rebuilt from the context."""
         self.cache, self.cache_bytes, self.final_state = None, 0, None
+
+    def clear(self) -> None:
+        """Give its memory back at once: what is left of a stream that was cancelled refers to it,
+        and is found by the garbage collector alone, which may be long in coming."""
+        self.drop_cache()
+        self.context.clear()
+        self.decisions.clear()
+        self.own = 0
 
     def check(self) -> None:
         """Assert what always holds of a session."""

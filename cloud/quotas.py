@@ -120,7 +120,8 @@ class EscalationRate:
 
     def _fill(self, per_second: float) -> None:
         now = self._clock()
-        self._left = min(self._most, self._left + (now - self._filled) * per_second)
+        passed = max(0.0, now - self._filled)  # a clock may be set back
+        self._left = min(self._most, self._left + passed * per_second)
         self._filled = now
 
 

@@ -31,7 +31,7 @@ class TokenFile:
 
     def current(self) -> Sequence[tuple[str, str]]:
         """``(tenant, SHA-256)`` of every token; looks at the file at most once a second."""
-        if self._clock() - self._looked >= CHECK_SECONDS:
+        if not 0 <= self._clock() - self._looked < CHECK_SECONDS:  # a clock may be set back
             self._looked = self._clock()
             if self._identity() != self._seen:
                 self.reload()
