@@ -71,9 +71,10 @@ edge_bodies = st.one_of(
     st.builds(Close),
 )
 edge_messages = st.builds(EdgeMessage, uint64, edge_bodies)
+store_ids = st.one_of(st.just(b""), st.binary(min_size=16, max_size=16))
 cloud_bodies = st.one_of(
     positions.flatmap(
-        lambda limit: st.builds(Opened, st.integers(0, limit), st.just(limit), uint32)
+        lambda limit: st.builds(Opened, st.integers(0, limit), st.just(limit), uint32, store_ids)
     ),
     st.builds(
         Decision,
