@@ -106,6 +106,11 @@ class Batcher:
             waiting.outcome.cancel()
         self._executor.shutdown()
 
+    def check(self) -> None:
+        """Raise where no pass will ever run again."""
+        if self._task.done():
+            raise RuntimeError("the batcher has stopped")
+
     async def run(self, work: Work) -> Outcome:
         """Compute ``work``.  When this returns, or is cancelled, its cache is no longer touched."""
         assert len(work.rows) <= self.max_rows

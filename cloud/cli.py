@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cloud.logs import about, configure_logging
 from cloud.options import takes_settings
-from cloud.settings import Effective
+from cloud.settings import CloudSettings, Effective
+
+_LOG = logging.getLogger("tandem.cloud")
 
 app = typer.Typer(help="Serve the deep layers to edges.", no_args_is_help=True)
 
@@ -21,6 +25,7 @@ Examples:
   tandem cloud serve --port 0 --port-file address.txt
   tandem cloud serve --device cuda --dtype bfloat16 --budget-mb 40000
   tandem cloud serve --metrics :9464 --log-format json
+  tandem cloud serve --engine ray --replicas 2 --max-replicas 8 --host 0.0.0.0 --insecure
   tandem cloud serve --host 0.0.0.0 --tokens tokens.txt --quotas quotas.toml \\
       --tls-cert server.pem --tls-key server.key
 """
@@ -62,25 +67,36 @@ def register(root: typer.Typer) -> None:
 @app.command(help=_HELP_OF_SERVING)
 @takes_settings
 def serve(effective: Effective) -> None:
-    import asyncio  # noqa: PLC0415
-
-    from cloud.logs import configure_logging  # noqa: PLC0415
-    from cloud.server import CloudServer  # noqa: PLC0415
-
     settings = effective.settings
     configure_logging(settings.log_level, settings.log_format)
+    if settings.engine == "ray":
+        from cloud.ray_engine import RayCloud  # noqa: PLC0415
+
+        with RayCloud(settings) as cloud:
+            _say_ready(settings, cloud.address, cloud.metrics_url)
+            cloud.wait()
+        return
+
+    import asyncio  # noqa: PLC0415
+
+    from cloud.server import CloudServer  # noqa: PLC0415
 
     async def run() -> None:
         async with CloudServer(settings) as server:
-            if settings.log_format == "json":
-                server.log_ready()
-            else:
-                typer.echo(f"listening on {server.address}", err=True)
-                if server.metrics_url:
-                    typer.echo(f"metrics on {server.metrics_url}", err=True)
+            _say_ready(settings, server.address, server.metrics_url)
             await server.wait()
 
     asyncio.run(run())
+
+
+def _say_ready(settings: CloudSettings, address: str, metrics_url: str) -> None:
+    """Tell where sessions and metrics are served."""
+    if settings.log_format == "json":
+        _LOG.info("listening", extra=about(address=address, metrics=metrics_url or "off"))
+        return
+    typer.echo(f"listening on {address}", err=True)
+    if metrics_url:
+        typer.echo(f"metrics on {metrics_url}", err=True)
 
 
 @app.command(help=_HELP_OF_SHOWING)

@@ -236,7 +236,10 @@ class CollaborationService:
         _LOG.info("session opened", extra=about(key, held=session.held))
         try:
             limits = Opened(
-                session.held, self._manifest.architecture.max_positions, self._max_message_bytes
+                session.held,
+                self._manifest.architecture.max_positions,
+                self._max_message_bytes,
+                self._store.store_id,
             )
             await stream.send(CloudMessage(step, limits))
             await self._serve_session(stream, session)

@@ -15,6 +15,7 @@ All methods run on the event loop and only compute; none of them waits.
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ from cloud.quotas import Quotas
 from cloud.store_ledger import Ledger
 from shared.clock import Clock, monotonic
 from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
-from shared.messages import ContextKind
+from shared.messages import STORE_ID_BYTES, ContextKind
 from shared.model_bundle import Architecture
 from shared.sampling import Sampling
 
@@ -59,7 +60,8 @@ class StoreLimits:
 class ContextStore:
     """All sessions of one cloud under one budget.
 
-    ``debug`` runs :meth:`check` after every change.
+    ``debug`` runs :meth:`check` after every change.  ``store_id`` (16 random bytes) tells edges one
+    store from another.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ContextStore:
         clock: Clock = monotonic,
         debug: bool = False,
     ) -> None:
+        self.store_id = secrets.token_bytes(STORE_ID_BYTES)
         self._arch, self._cut, self._new_cache = arch, cut, new_cache
         self._limits, self._quotas, self._clock = limits, quotas, clock
         self._metrics = metrics or CloudMetrics()

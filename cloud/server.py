@@ -1,4 +1,4 @@
-"""The cloud as a process: model, store, batcher and gRPC server, from start to drained end."""
+"""The cloud as one process with a gRPC server of its own, from start to drained end."""
 
 from __future__ import annotations
 
@@ -16,29 +16,19 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cloud.auth import Authenticator, TokenInterceptor
-from cloud.batcher import Batcher
-from cloud.collaboration_service import SERVICE_NAME, SESSION_METHOD, CollaborationService
-from cloud.context_manager import ContextStore, StoreLimits
-from cloud.deep_model import DeepModel
+from cloud.auth import TokenInterceptor
+from cloud.cloud_core import CloudCore
+from cloud.collaboration_service import SERVICE_NAME, SESSION_METHOD
 from cloud.logs import about
-from cloud.metrics import CloudMetrics
-from cloud.metrics_endpoint import MetricsEndpoint
-from cloud.quotas import Quotas, read_quotas
 from cloud.settings import CloudSettings
-from cloud.token_file import TokenFile
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
-from shared.model_bundle import ModelBundle
 from shared.transport import read_pem
 
 _LOG = logging.getLogger("tandem.cloud")
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SWEEP_SECONDS = 15.0
 
 
 class CloudServer:
@@ -46,48 +36,20 @@ class CloudServer:
 
     def __init__(self, settings: CloudSettings, *, clock: Clock = monotonic) -> None:
         self.address = ""
-        self.metrics = CloudMetrics()
+        self._core = CloudCore(settings, clock=clock)
+        self.metrics = self._core.metrics
         self.metrics_url = ""
-        self._settings, self._clock = settings, clock
+        self._settings = settings
         self._stop = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         settings = self._settings
-        bundle = ModelBundle.load(settings.bundle)
-        self._tokens = TokenFile(settings.tokens, clock=self._clock) if settings.tokens else None
-        quotas = read_quotas(settings.quotas) if settings.quotas else Quotas()
-        self._warn_of_unknown_tenants(quotas)
-        model = await asyncio.to_thread(_load_model, bundle, settings)
         async with AsyncExitStack() as stack:
-            if settings.metrics_address is not None:
-                endpoint = MetricsEndpoint(self.metrics.registry, *settings.metrics_address)
-                self.metrics_url = (await stack.enter_async_context(endpoint)).url
-            self.batcher = await stack.enter_async_context(
-                Batcher(model, threads=settings.threads, metrics=self.metrics, clock=self._clock)
-            )
-            self.store = ContextStore(
-                model.architecture,
-                model.cut,
-                model.new_cache,
-                _limits(settings),
-                quotas=quotas,
-                metrics=self.metrics,
-                clock=self._clock,
-                debug=settings.debug_invariants,
-            )
-            authenticator = Authenticator(self._tokens.current if self._tokens else None)
-            self.service = CollaborationService(
-                bundle.manifest,
-                self.store,
-                self.batcher,
-                authenticator,
-                max_message_bytes=settings.max_message_bytes,
-                quotas=quotas,
-                metrics=self.metrics,
-                clock=self._clock,
-            )
+            core = await stack.enter_async_context(self._core)
+            self.batcher, self.store, self.service = core.batcher, core.store, core.service
+            self.metrics_url, self._tokens = core.metrics_url, core.tokens
             self._health = health.aio.HealthServicer()
-            guard = TokenInterceptor(authenticator, SESSION_METHOD, self.metrics)
+            guard = TokenInterceptor(core.authenticator, SESSION_METHOD, self.metrics)
             self._server = grpc.aio.server(
                 interceptors=[guard] if self._tokens else [], options=_options(settings)
             )
@@ -99,11 +61,9 @@ class CloudServer:
             await self._server.start()
             stack.push_async_callback(self._drain)
             await self._report(health_pb2.HealthCheckResponse.SERVING)
-            sweeper = asyncio.create_task(self._sweep(), name="expiry")
-            stack.callback(sweeper.cancel)
-            self.address = _joined(settings.host, port)
+            self.address = joined(settings.host, port)
             if settings.port_file:
-                _write_atomically(settings.port_file, f"{self.address}\n")
+                write_atomically(settings.port_file, f"{self.address}\n")
                 stack.callback(settings.port_file.unlink, missing_ok=True)
             self._stack = stack.pop_all()
         return self
@@ -148,41 +108,10 @@ class CloudServer:
         await self.service.drain(self._settings.drain_seconds)
         await self._server.stop(grace=1.0)
 
-    def log_ready(self) -> None:
-        """Log where sessions and metrics are served."""
-        _LOG.info("listening", extra=about(address=self.address, metrics=self.metrics_url or "off"))
-
-    def _warn_of_unknown_tenants(self, quotas: Quotas) -> None:
-        if self._tokens:
-            unknown = quotas.tenants.keys() - {tenant for tenant, _ in self._tokens.current()}
-            for tenant in sorted(unknown):
-                _LOG.warning("a quota's tenant has no token", extra=about(tenant=tenant))
-
     async def _report(self, status: Any) -> None:
         self.metrics.serving.set(status == health_pb2.HealthCheckResponse.SERVING)
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
-
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
-            self.store.expire()
-
-
-def _limits(settings: CloudSettings) -> StoreLimits:
-    return StoreLimits(
-        budget_bytes=int(settings.budget_mb * 2**20),
-        max_sessions=settings.max_sessions,
-        idle_seconds=settings.session_ttl,
-    )
-
-
-def _load_model(bundle: ModelBundle, settings: CloudSettings) -> DeepModel:
-    try:
-        device = torch.device(settings.device)
-        return DeepModel.load(bundle, device, _DTYPES[settings.dtype])
-    except (RuntimeError, AssertionError) as error:  # how torch says that there is no such device
-        raise ConfigurationError(f"the model cannot be put on {settings.device}: {error}") from None
 
 
 def _options(settings: CloudSettings) -> list[tuple[str, int]]:
@@ -201,7 +130,7 @@ def _options(settings: CloudSettings) -> list[tuple[str, int]]:
 
 def _listen(server: Any, settings: CloudSettings) -> int:
     """Bind the port and return it."""
-    address = _joined(settings.host, settings.port)
+    address = joined(settings.host, settings.port)
     try:
         if settings.tls_cert and settings.tls_key:
             credentials = grpc.ssl_server_credentials(
@@ -219,11 +148,13 @@ def _listen(server: Any, settings: CloudSettings) -> int:
     return int(port)
 
 
-def _joined(host: str, port: int) -> str:
+def joined(host: str, port: int) -> str:
+    """``HOST:PORT``, with brackets where they are needed."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that nobody sees half of; raise :class:`ConfigurationError`."""
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(descriptor, "w") as file:

@@ -22,10 +22,22 @@ from shared.transport import is_loopback
 ENVIRONMENT = "TANDEM_CLOUD_"
 CONFIG_VARIABLE = f"{ENVIRONMENT}CONFIG"
 LogFormat = Literal["text", "json"]
+Engine = Literal["process", "ray"]
 
+_ALL_ADDRESSES = ("0.0.0.0", "::")  # noqa: S104  (compared with)
+# Ray Serve's proxy has its own idea of these
+_NOT_WITH_RAY = ("tls_cert", "tls_key", "client_ca", "max_streams")
+_WITH_RAY_ALONE = (
+    "replicas",
+    "max_replicas",
+    "streams_per_replica",
+    "replica_cpus",
+    "replica_gpus",
+    "ray_address",
+)
 # where `tandem cloud serve --help` shows a setting
 _NETWORK, _MODEL, _LIMITS = "Network", "Model", "Limits"
-_SECURITY, _OPERATIONS = "Who may call", "Operations"
+_SECURITY, _OPERATIONS, _RAY = "Who may call", "Operations", "Ray (docs/ray.md)"
 
 
 def _setting(default: Any, panel: str, text: str, **bounds: Any) -> Any:
@@ -89,6 +101,31 @@ class CloudSettings(BaseModel):
         False, _OPERATIONS, "Check the context store after every change (slow)."
     )
 
+    engine: Engine = _setting(
+        "process", _RAY, "Serve from this process, or from replicas that Ray Serve keeps running."
+    )
+    replicas: int = _setting(1, _RAY, "Replicas at least, each with a model and a store.", ge=1)
+    max_replicas: int | None = _setting(
+        None, _RAY, "Replicas at most, by the number of open streams; else --replicas.", ge=1
+    )
+    streams_per_replica: int = _setting(
+        16, _RAY, "Open streams per replica that --max-replicas aims at.", ge=1
+    )
+    replica_cpus: float = _setting(
+        1.0, _RAY, "Cores that Ray sets aside for a replica; also its --threads, unless told.", gt=0
+    )
+    replica_gpus: float | None = _setting(
+        None, _RAY, "GPUs that Ray sets aside for a replica; else 1 with --device cuda.", ge=0
+    )
+    ray_address: str | None = _setting(
+        None, _RAY, "Ray cluster to join (auto, HOST:PORT); else one is started on this machine."
+    )
+
+    @property
+    def most_replicas(self) -> int:
+        """How many replicas there may be at a time."""
+        return max(self.replicas, self.max_replicas or 0)
+
     @property
     def metrics_address(self) -> tuple[str, int] | None:
         """Host and port of ``metrics``."""
@@ -114,6 +151,13 @@ class CloudSettings(BaseModel):
             raise ConfigurationError("--tls-cert and --tls-key come together")
         if self.client_ca and not self.tls_cert:
             raise ConfigurationError("--client-ca needs --tls-cert and --tls-key")
+        for name in _NOT_WITH_RAY if self.engine == "ray" else _WITH_RAY_ALONE:
+            if getattr(self, name) != CloudSettings.model_fields[name].default:
+                problem = "does not go with" if self.engine == "ray" else "needs"
+                raise ConfigurationError(f"{flag_of(name)} {problem} --engine ray")
+        if self.engine == "ray":
+            self._check_for_ray()
+            return self
         if is_loopback(self.host) or self.insecure:
             return self
         if not (self.tokens or self.client_ca):
@@ -126,6 +170,15 @@ class CloudSettings(BaseModel):
                 "tokens would travel in the clear: name --tls-cert and --tls-key, or say --insecure"
             )
         return self
+
+    def _check_for_ray(self) -> None:
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ConfigurationError("--max-replicas is less than --replicas")
+        if self.host not in _ALL_ADDRESSES or not self.insecure:
+            raise ConfigurationError(
+                "Ray Serve's proxy listens on every address and speaks no TLS: say --host 0.0.0.0 "
+                "--insecure, and put what ends TLS in front of it (docs/ray.md)"
+            )
 
 
 @dataclass(frozen=True)

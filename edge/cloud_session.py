@@ -166,6 +166,8 @@ class CloudSession:
             sampling,
             source.kind,
         )
+        # by which a balancer (Ray Serve's) brings the session back to the replica that holds it
+        self._affinity = ("session_id", self._open.session_id.hex())
         self._step = 0
         self._offered = 0
         self._sent = 0
@@ -176,6 +178,7 @@ class CloudSession:
         self._truncations: deque[tuple[int, int]] = deque()  # steps and positions, while they count
         self._ahead = Lookahead(text)
         self._flush_to = 0
+        self._store_id = b""  # of the store that held the session on the last connection
         self._questions: dict[int, Question] = {}  # in the order of their positions
         # a correction has arrived, and what is offered and asked is still from before it
         self._astray = False
@@ -383,7 +386,7 @@ class CloudSession:
         was_ready = channel.get_state() is grpc.ChannelConnectivity.READY
         began = self._clock()
         stub = CollaborationStub(channel)  # type: ignore[no-untyped-call]
-        call = stub.Session(metadata=self._endpoint.metadata)
+        call = stub.Session(metadata=(*self._endpoint.metadata, self._affinity))
         self._call = call
         try:
             opened = await self._open_stream(call)
@@ -411,6 +414,10 @@ class CloudSession:
             raise DeadlineExceededError("the cloud did not open the session in time") from None
         if not isinstance(opened, Opened):
             raise InvalidMessageError("the cloud's first message is not Opened")
+        if opened.store_id != self._store_id:
+            self._store_id = opened.store_id
+            if opened.held_positions:  # from before this session went on in another store
+                self._unproven_truncation = 0
         self._sent = min(opened.held_positions, self._offered)
         self._unsent_truncation = self._unproven_truncation
         return opened

@@ -21,6 +21,7 @@ _GROUP = "tandem.commands"
 _EXTRAS = {
     "edge": ("grpc", "jinja2", "onnxruntime", "tokenizers"),
     "cloud": ("grpc_health", "grpc_reflection", "prometheus_client", "torch"),
+    "ray": ("ray",),
     "prepare": ("gguf", "matplotlib", "onnx", "scipy"),
     "simulator": ("starlette", "uvicorn"),
 }

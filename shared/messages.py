@@ -33,6 +33,7 @@ from shared.tensor_codec import EncodedTensor, Encoding
 
 PROTOCOL_VERSION = 3
 SESSION_ID_BYTES = 16
+STORE_ID_BYTES = 16
 FINGERPRINT_BYTES = 32
 MAX_POSITIONS = 1 << 22
 MAX_COLUMNS = 1 << 16
@@ -125,11 +126,13 @@ class EdgeMessage:
 
 @dataclass(frozen=True)
 class Opened:
-    """The cloud holds context 0 .. ``held_positions``-1; its limits for this session."""
+    """The cloud holds context 0 .. ``held_positions``-1, in the store of that name; its limits for
+    this session."""
 
     held_positions: int
     max_positions: int
     max_message_bytes: int
+    store_id: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -336,6 +339,7 @@ def cloud_message_to_proto(message: CloudMessage) -> pb.CloudMessage:
             wire.position = body.held_positions
             wire.opened.max_positions = body.max_positions
             wire.opened.max_message_bytes = body.max_message_bytes
+            wire.opened.store_id = body.store_id
         case Decision():
             wire.position = body.position
             wire.decision.CopyFrom(_decision_to_proto(body))
@@ -359,8 +363,12 @@ def cloud_message_from_proto(wire: pb.CloudMessage) -> CloudMessage:
     body: Opened | Decision | Ahead | Closed | ErrorReply
     match wire.WhichOneof("body"):
         case "opened":
-            limit = _at_most(wire.opened.max_positions, MAX_POSITIONS, "max_positions")
-            body = Opened(_at_most(position, limit, "held"), limit, wire.opened.max_message_bytes)
+            opened = wire.opened
+            limit = _at_most(opened.max_positions, MAX_POSITIONS, "max_positions")
+            held = _at_most(position, limit, "held")
+            if len(opened.store_id) not in (0, STORE_ID_BYTES):
+                raise InvalidMessageError(f"a store id of {len(opened.store_id)} bytes")
+            body = Opened(held, limit, opened.max_message_bytes, opened.store_id)
         case "decision":
             body = _decision_from_proto(position, wire.decision)
         case "ahead":

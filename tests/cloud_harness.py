@@ -132,7 +132,9 @@ class Edge:
     call: Any = None
 
     def connect(self) -> Self:
-        metadata = (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        metadata = [("session_id", self.session_id.hex())]
+        if self.token:
+            metadata.append(("authorization", f"Bearer {self.token}"))
         self.call = self.channel.stream_stream(SESSION_METHOD)(metadata=metadata)
         return self
 

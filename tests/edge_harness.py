@@ -71,13 +71,16 @@ class BreakableLink:
     """A TCP relay that can be cut, or fall silent, while the edge talks through it.
 
     ``delay`` says how many seconds the next piece takes; the relay cuts itself after as many pieces
-    as ``cuts`` names.
+    as ``cuts`` names.  Connections go to the ``targets`` in turn.
     """
 
     def __init__(
-        self, target: str, delay: Callable[[], float] | None = None, cuts: Collection[int] = ()
+        self,
+        targets: str | Sequence[str],
+        delay: Callable[[], float] | None = None,
+        cuts: Collection[int] = (),
     ) -> None:
-        self._target = target
+        self._targets = [targets] if isinstance(targets, str) else targets
         self._delay, self._cuts = delay, frozenset(cuts)
         self._pieces = 0
         self._blocked = False
@@ -120,8 +123,9 @@ class BreakableLink:
         self._silent = asyncio.Event()
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target = self._targets[self.connections % len(self._targets)]
         self.connections += 1
-        host, _, port = self._target.rpartition(":")
+        host, _, port = target.rpartition(":")
         try:
             there_reader, there_writer = await asyncio.open_connection(host, int(port))
         except OSError:

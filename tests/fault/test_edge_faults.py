@@ -240,6 +240,34 @@ async def test_a_session_that_truncates_while_cut_off_replays_the_new_text() -> 
             assert (await cloud.decide(len(ids))).token_id == full_answer(first, 1)[0]
 
 
+async def test_a_store_that_missed_a_rewrite_is_not_trusted_with_what_it_holds() -> None:
+    """Two replicas behind one address: the first holds a text that the second saw withdrawn."""
+    first, second = [*PROMPT, 50, 51, 52], [*PROMPT, 60, 61, 62]
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as one,
+        CloudServer(settings_for(tiny_bundle())) as two,
+        BreakableLink([one.address, two.address]) as link,
+        edge_engine(link.address) as engine,
+    ):
+        assert engine.endpoint is not None
+        ids = list(first)
+        fingerprint = tiny_bundle().manifest.fingerprint
+        async with CloudSession(engine.endpoint, fingerprint, GREEDY, TokenSource(ids)) as cloud:
+            cloud.offer(len(ids))
+            assert (await cloud.decide(len(ids))).token_id == full_answer(first, 1)[0]
+            link.cut()
+            cloud.truncate(len(PROMPT))
+            ids[:] = second
+            cloud.offer(len(ids))
+            assert (await cloud.decide(len(ids))).token_id == full_answer(second, 1)[0]
+            assert [len(server.store) for server in (one, two)] == [1, 1]
+            link.cut()
+            ids.append(70)
+            cloud.offer(len(ids))
+            assert (await cloud.decide(len(ids))).token_id == full_answer(ids, 1)[0]
+            assert link.connections == 3
+
+
 async def test_another_bundle_is_refused_by_its_fingerprint(tmp_path: Path) -> None:
     other = write_tiny_bundle(tmp_path / "other", 9, ("float32",), full_depth=False)
     async with CloudServer(settings_for(tiny_bundle())) as server:

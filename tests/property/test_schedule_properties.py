@@ -51,6 +51,7 @@ class Case:
     reckless: bool
     delays: tuple[float, ...]
     cuts: tuple[int, ...]
+    replicas: int = 1
 
     def that_can_be(self) -> Case:
         """Without what needs token ids, or no burst."""
@@ -92,6 +93,7 @@ CASES = st.builds(
     reckless=st.booleans(),
     delays=st.lists(st.sampled_from([0.0, 0.0005, 0.003, 0.01]), min_size=1, max_size=6).map(tuple),
     cuts=st.lists(st.integers(6, 60), max_size=3, unique=True).map(tuple),
+    replicas=st.sampled_from([1, 2]),
 ).map(lambda case: case.that_can_be())
 
 
@@ -131,7 +133,12 @@ async def answers(case: Case) -> tuple[GenerationResult, GenerationResult, list[
     delays = random.Random(case.seed)
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
-        BreakableLink(server.address, lambda: delays.choice(case.delays), case.cuts) as link,
+        CloudServer(settings_for(tiny_bundle())) as other,
+        BreakableLink(
+            [server.address, other.address][: case.replicas],
+            lambda: delays.choice(case.delays),
+            case.cuts,
+        ) as link,
         edge_engine(server.address) as quiet,
         edge_engine(link.address) as troubled,
     ):
@@ -143,6 +150,7 @@ async def answers(case: Case) -> tuple[GenerationResult, GenerationResult, list[
 
 
 PLAIN = Case(6, 0.1, 0, False, None, 0.0, 0, True, 4, True, (0.003,), ())
+THERE_AND_BACK = replace(PLAIN, prompt=3, threshold=1.0, window=12, verified=True, replicas=2)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -150,6 +158,11 @@ PLAIN = Case(6, 0.1, 0, False, None, 0.0, 0, True, 4, True, (0.003,), ())
 @example(case=PLAIN)
 @example(case=replace(PLAIN, tokens=False, cuts=(12, 30)))
 @example(case=replace(PLAIN, burst=3, cuts=(9, 21, 40)))
+# there and back: each replica holds what the other has seen withdrawn
+@example(case=replace(THERE_AND_BACK, cuts=(17, 31, 35, 43, 61, 47, 60, 83, 101, 111, 121)))
+@example(
+    case=replace(THERE_AND_BACK, tokens=False, cuts=(18, 31, 38, 47, 61, 41, 67, 91, 92, 71, 110))
+)
 # the burst's answers lie there before the correction is read
 @example(case=replace(PLAIN, burst=3, verified=True, temperature=0.7, seed=3, delays=(0.01,)))
 @example(case=replace(PLAIN, burst=BURST_UNLIMITED, cuts=(15,)))

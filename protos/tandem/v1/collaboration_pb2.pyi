@@ -425,16 +425,24 @@ class Opened(google.protobuf.message.Message):
 
     MAX_POSITIONS_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    STORE_ID_FIELD_NUMBER: builtins.int
     max_positions: builtins.int
     """Limits of this cloud for this session."""
     max_message_bytes: builtins.int
+    store_id: builtins.bytes
+    """Names the store that holds the session: 16 random bytes, new with every start of a replica.
+    Replicas behind one address have a store each, and what one holds may be of a text that the
+    edge has since gone on from with another.  So an edge trusts what is held only in the store
+    that it spoke to last; elsewhere its first message is a Truncate to 0.
+    """
     def __init__(
         self,
         *,
         max_positions: builtins.int = ...,
         max_message_bytes: builtins.int = ...,
+        store_id: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_message_bytes", b"max_message_bytes", "max_positions", b"max_positions"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_message_bytes", b"max_message_bytes", "max_positions", b"max_positions", "store_id", b"store_id"]) -> None: ...
 
 Global___Opened: typing_extensions.TypeAlias = Opened
 

@@ -82,6 +82,40 @@ def test_a_bad_setting_is_named_by_where_it_is_from(
         load_settings(flags, config=file, environment=environment)
 
 
+RAY = {"engine": "ray", "host": "0.0.0.0", "insecure": True}
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"replicas": 2}, "^--replicas needs --engine ray"),
+        ({"ray_address": "auto"}, "^--ray-address needs --engine ray"),
+        ({"engine": "ray"}, "--host 0.0.0.0 --insecure"),
+        ({"engine": "ray", "insecure": True}, "--host 0.0.0.0 --insecure"),
+        # not even with tokens: they would travel in the clear
+        ({"engine": "ray", "host": "::", "tokens": Path("t")}, "--host 0.0.0.0 --insecure"),
+        (RAY | {"tls_cert": Path("c"), "tls_key": Path("k")}, "^--tls-cert does not go with"),
+        (RAY | {"max_streams": 3}, "^--max-streams does not go with --engine ray"),
+        (RAY | {"replicas": 3, "max_replicas": 2}, "^--max-replicas is less than --replicas"),
+        (RAY | {"replicas": 0}, "^--replicas: .*greater"),
+    ],
+)
+def test_settings_of_another_engine_are_refused_by_name(flags: Any, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        load_settings(flags)
+
+
+def test_replicas_come_from_the_same_sources_as_all_settings(tmp_path: Path) -> None:
+    file = tmp_path / "cloud.toml"
+    file.write_text('engine = "ray"\nhost = "0.0.0.0"\ninsecure = true\nreplicas = 2\n')
+    environment = {"TANDEM_CLOUD_MAX_REPLICAS": "5"}
+    effective = load_settings({"replicas": 3}, config=file, environment=environment)
+    assert (effective.settings.replicas, effective.settings.most_replicas) == (3, 5)
+    assert load_settings(RAY).settings.most_replicas == 1
+    file.write_text(str(effective))
+    assert load_settings({}, config=file).settings == effective.settings
+
+
 @pytest.mark.parametrize(
     ("name", "text", "named"),
     [("cloud.yaml", "", "end in .toml or .json"), ("cloud.json", "[]", "no table")],
