@@ -20,17 +20,18 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from cloud.auth import Authenticator, TokenInterceptor
+from cloud.auth import Authenticator, TokenInterceptor, read_token_file
 from cloud.batcher import Batcher
 from cloud.collaboration_service import SERVICE_NAME, SESSION_METHOD, CollaborationService
-from cloud.context_manager import ContextStore, StoreLimits
+from cloud.context_manager import ContextStore
 from cloud.deep_model import DeepModel
+from cloud.eviction import StoreLimits
 from cloud.logs import about
 from cloud.metrics import CloudMetrics
 from cloud.metrics_endpoint import MetricsEndpoint
-from cloud.quotas import Quotas, read_quotas
+from cloud.quotas import QuotaFile, Quotas
 from cloud.settings import CloudSettings
-from cloud.token_file import TokenFile
+from cloud.watched_file import WatchedFile
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle
@@ -54,16 +55,26 @@ class CloudServer:
     async def __aenter__(self) -> Self:
         settings = self._settings
         bundle = ModelBundle.load(settings.bundle)
-        self._tokens = TokenFile(settings.tokens, clock=self._clock) if settings.tokens else None
-        quotas = read_quotas(settings.quotas) if settings.quotas else Quotas()
-        self._warn_of_unknown_tenants(quotas)
+        clock, self._tokens, self._quotas = self._clock, None, None
+        if settings.tokens:
+            self._tokens = WatchedFile(settings.tokens, read_token_file, "token file", clock=clock)
+        if settings.quotas:
+            self._quotas = QuotaFile(settings.quotas, clock=clock)
+            self._warn_of_unknown_tenants(self._quotas.quotas)
+        quotas = self._quotas or Quotas()
         model = await asyncio.to_thread(_load_model, bundle, settings)
         async with AsyncExitStack() as stack:
             if settings.metrics_address is not None:
                 endpoint = MetricsEndpoint(self.metrics.registry, *settings.metrics_address)
                 self.metrics_url = (await stack.enter_async_context(endpoint)).url
             self.batcher = await stack.enter_async_context(
-                Batcher(model, threads=settings.threads, metrics=self.metrics, clock=self._clock)
+                Batcher(
+                    model,
+                    max_rows=settings.pass_rows,
+                    threads=settings.threads,
+                    metrics=self.metrics,
+                    clock=self._clock,
+                )
             )
             self.store = ContextStore(
                 model.architecture,
@@ -82,7 +93,9 @@ class CloudServer:
                 self.batcher,
                 authenticator,
                 max_message_bytes=settings.max_message_bytes,
+                credits=settings.credits,
                 quotas=quotas,
+                look_at_quotas=self._look_at_quotas,
                 metrics=self.metrics,
                 clock=self._clock,
             )
@@ -122,14 +135,15 @@ class CloudServer:
 
     async def wait(self) -> None:
         """Return after SIGTERM, SIGINT or :meth:`stop`; leaving the block then drains.  Meanwhile
-        SIGHUP reads the token file, where there is one."""
+        SIGHUP reads the token file and the quotas, where there are such, and SIGUSR1 checks the
+        context store."""
         loop = asyncio.get_running_loop()
         actions: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: self._stop.set,
             signal.SIGINT: self._stop.set,
         }
-        if self._tokens and hasattr(signal, "SIGHUP"):
-            actions[signal.SIGHUP] = self._tokens.reload
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            actions |= {signal.SIGHUP: self._reload, signal.SIGUSR1: self._check_store}
         handled = []
         for number, action in actions.items():
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
@@ -140,6 +154,30 @@ class CloudServer:
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
+
+    def _reload(self) -> None:
+        if self._tokens:
+            self._tokens.reload()
+        if self._quotas and self._quotas.reload():
+            self._take_up(self._quotas)
+
+    def _check_store(self) -> None:
+        """Log whether the context store's accounts are right; serving goes on either way."""
+        found = about(sessions=len(self.store), bytes=self.store.held_bytes)
+        try:
+            self.store.check()
+        except AssertionError:
+            _LOG.exception("store broken", extra=found)
+        else:
+            _LOG.info("store checked", extra=found)
+
+    def _look_at_quotas(self) -> None:
+        if self._quotas and self._quotas.look():
+            self._take_up(self._quotas)
+
+    def _take_up(self, quotas: QuotaFile) -> None:
+        self._warn_of_unknown_tenants(quotas.quotas)
+        self.store.quotas_changed()
 
     async def _drain(self) -> None:
         """Say NOT_SERVING, let sessions end, then close the port."""
@@ -166,6 +204,7 @@ class CloudServer:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            self._look_at_quotas()
             self.store.expire()
 
 

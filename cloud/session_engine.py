@@ -36,7 +36,6 @@ CATCH_UP_ROWS = 64
 # A pass over few rows takes as long as one over a single row (the weights are read once), so fewer
 # than these wait for a question to take them along.
 CATCH_UP_FROM = 16
-_MAX_PENDING = 256
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,10 @@ class _Question:
 
 
 class SessionEngine:
-    """Computes for one stream; ``send`` is awaited for every decision."""
+    """Computes for one stream; ``send`` is awaited for every decision.
+
+    ``credits``: escalations that may be unanswered at once.
+    """
 
     def __init__(
         self,
@@ -72,12 +74,16 @@ class SessionEngine:
         usage: TenantMetrics,
         rate: EscalationRate,
         clock: Clock,
+        *,
+        credits: int,
     ) -> None:
         self._session, self._store, self._batcher = session, store, batcher
         self._arch, self._cut = manifest.architecture, manifest.cut
         self._stop_tokens = frozenset(manifest.tokenizer.stop_token_ids)
         self._send, self._usage, self._rate, self._clock = send, usage, rate, clock
         self._pending: deque[_Question] = deque()
+        self._credits = credits
+        self._unanswered: list[tuple[int, int]] = []  # step and position of what took a credit
         self._changed = asyncio.Event()
         self._busy = False
         self._bursting = False
@@ -98,33 +104,38 @@ class SessionEngine:
         self._changed.set()
 
     async def escalate(self, step: int, asks: Escalate) -> None:
-        """Queue an escalation; raises where its context is not held or it cannot be decided."""
+        """Queue an escalation; raises where its context is not held, it cannot be decided, or too
+        many are unanswered."""
         asked, position = self._clock(), asks.position
         if asks.burst and self._session.kind is not ContextKind.TOKEN_IDS:
             raise InvalidMessageError("a burst needs token ids as context")
-        await self._until(
-            lambda: self._astray or (not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
-        )
+        await self._until(lambda: self._astray or not self._burst_ahead())
         if self._astray:
             return
+        if len(self._unanswered) >= self._credits:
+            raise InvalidMessageError(
+                f"more than {self._credits} escalations are unanswered, which is what the cloud "
+                "gave credit for"
+            )
         if position > self._session.held:
             raise ContextGapError(
                 f"position {position} cannot be decided, the cloud holds 0 to {self._session.held}"
             )
         self._rate.ask()
         self._usage.escalations.inc()
+        self._unanswered.append((step, position))
         self._pending.append(_Question(step, position, asks.burst, asks.guess, asked))
         if self._catching_up is not None:
             self._catching_up.urgent = True
         self._changed.set()
 
     async def truncate(self, position: int) -> None:
-        """Forget context from ``position`` on; unanswered escalations beyond it are withdrawn."""
-        kept = [question for question in self._pending if question.position <= position]
-        self._pending = deque(kept)
+        """Forget context from ``position`` on; unanswered escalations are withdrawn."""
+        self._pending.clear()
         self._interrupted = True  # a burst, if one runs, stops
         await self._until(lambda: not self._busy)
         self._store.truncate(self._session, position)
+        self._unanswered.clear()
         self._interrupted = self._astray = False
         self._changed.set()
 
@@ -262,6 +273,8 @@ class SessionEngine:
             state[1] if state is not None and state[0] == start - 1 else None,
             session.sampling,
             urgent or bool(self._pending),
+            session.key.tenant,
+            continues=self._bursting,
         )
         self._catching_up = None if urgent else work
         try:
@@ -283,4 +296,6 @@ class SessionEngine:
         self._usage.decision_seconds.observe(seconds)
         microseconds = round(seconds * 1e6)
         decision = Decision(position, choice.token_id, choice.logprob, min(microseconds, 2**32 - 1))
+        if (step, position) in self._unanswered:  # before the edge can know: it may ask at once
+            self._unanswered.remove((step, position))
         await self._send(CloudMessage(step, decision))

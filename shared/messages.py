@@ -122,11 +122,15 @@ class EdgeMessage:
 
 @dataclass(frozen=True)
 class Opened:
-    """The cloud holds context 0 .. ``held_positions``-1; its limits for this session."""
+    """The cloud holds context 0 .. ``held_positions``-1; its limits for this session.
+
+    ``credits`` (1 or more): escalations that may be unanswered at once.
+    """
 
     held_positions: int
     max_positions: int
     max_message_bytes: int
+    credits: int
 
 
 @dataclass(frozen=True)
@@ -320,6 +324,7 @@ def cloud_message_to_proto(message: CloudMessage) -> pb.CloudMessage:
             wire.position = body.held_positions
             wire.opened.max_positions = body.max_positions
             wire.opened.max_message_bytes = body.max_message_bytes
+            wire.opened.credits = body.credits
         case Decision():
             wire.position = body.position
             wire.decision.token_id = body.token_id
@@ -341,8 +346,12 @@ def cloud_message_from_proto(wire: pb.CloudMessage) -> CloudMessage:
     body: Opened | Decision | Closed | ErrorReply
     match wire.WhichOneof("body"):
         case "opened":
-            limit = _at_most(wire.opened.max_positions, MAX_POSITIONS, "max_positions")
-            body = Opened(_at_most(position, limit, "held"), limit, wire.opened.max_message_bytes)
+            opened = wire.opened
+            limit = _at_most(opened.max_positions, MAX_POSITIONS, "max_positions")
+            held = _at_most(position, limit, "held")
+            if not opened.credits:
+                raise InvalidMessageError("a session without credits: it could ask nothing")
+            body = Opened(held, limit, opened.max_message_bytes, opened.credits)
         case "decision":
             decision = wire.decision
             if position < 1:

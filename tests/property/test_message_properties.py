@@ -73,7 +73,9 @@ edge_bodies = st.one_of(
 edge_messages = st.builds(EdgeMessage, uint64, edge_bodies)
 cloud_bodies = st.one_of(
     positions.flatmap(
-        lambda limit: st.builds(Opened, st.integers(0, limit), st.just(limit), uint32)
+        lambda limit: st.builds(
+            Opened, st.integers(0, limit), st.just(limit), uint32, st.integers(1, 2**32 - 1)
+        )
     ),
     st.builds(
         Decision,

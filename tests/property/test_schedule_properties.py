@@ -47,6 +47,7 @@ class Case:
     seed: int
     tokens: bool
     window: int
+    credits: int
     reckless: bool
     delays: tuple[float, ...]
     cuts: tuple[int, ...]
@@ -79,6 +80,7 @@ CASES = st.builds(
     seed=st.integers(0, 2**64 - 1),
     tokens=st.booleans(),
     window=st.integers(1, 12),
+    credits=st.sampled_from([1, 2, 5, 64]),
     reckless=st.booleans(),
     delays=st.lists(st.sampled_from([0.0, 0.0005, 0.003, 0.01]), min_size=1, max_size=6).map(tuple),
     cuts=st.lists(st.integers(6, 60), max_size=3, unique=True).map(tuple),
@@ -120,7 +122,7 @@ async def answers(case: Case) -> tuple[GenerationResult, GenerationResult, list[
     """Blocking on a quiet link, optimistic on the case's own, and what that one showed."""
     delays = random.Random(case.seed)
     async with (
-        CloudServer(settings_for(tiny_bundle())) as server,
+        CloudServer(settings_for(tiny_bundle(), credits=case.credits)) as server,
         BreakableLink(server.address, lambda: delays.choice(case.delays), case.cuts) as link,
         edge_engine(server.address) as quiet,
         edge_engine(link.address) as troubled,
@@ -132,7 +134,7 @@ async def answers(case: Case) -> tuple[GenerationResult, GenerationResult, list[
         return blocking, generation.result(), shown
 
 
-PLAIN = Case(6, 0.1, 0, False, 0.0, 0, True, 4, True, (0.003,), ())
+PLAIN = Case(6, 0.1, 0, False, 0.0, 0, True, 4, 64, True, (0.003,), ())
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -144,6 +146,7 @@ PLAIN = Case(6, 0.1, 0, False, 0.0, 0, True, 4, True, (0.003,), ())
 @example(case=replace(PLAIN, burst=3, verified=True, temperature=0.7, seed=3, delays=(0.01,)))
 @example(case=replace(PLAIN, burst=BURST_UNLIMITED, cuts=(15,)))
 @example(case=replace(PLAIN, verified=True, threshold=0.0, cuts=(20,)))
+@example(case=replace(PLAIN, verified=True, window=12, credits=1, burst=3, cuts=(20,)))
 def test_optimistic_says_what_blocking_says(case: Case) -> None:
     blocking, optimistic, shown = asyncio.run(answers(case))
     assert ids_of(blocking) == policy_says(case)

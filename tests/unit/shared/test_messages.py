@@ -152,6 +152,7 @@ def test_context_counts_its_positions() -> None:
         (pb.CloudMessage(), "without a body"),
         (pb.CloudMessage(position=5, opened=pb.Opened(max_positions=4)), "held 5"),
         (pb.CloudMessage(opened=pb.Opened(max_positions=2**32 - 1)), "max_positions"),
+        (pb.CloudMessage(opened=pb.Opened(max_positions=4)), "without credits"),
         (pb.CloudMessage(decision=pb.Decision(logprob=-1)), "position 0"),
         (pb.CloudMessage(position=1, decision=pb.Decision(logprob=math.nan)), "logprob"),
         (pb.CloudMessage(position=1, decision=pb.Decision(logprob=-math.inf)), "logprob"),
