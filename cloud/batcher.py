@@ -1,8 +1,8 @@
 """The batcher: the one thread that runs the model, fed with the ready work of many sessions.
 
-Each pass takes what is waiting, first come first served and one piece a session, and runs it as
-one forward pass.  Urgent work (somebody waits for a token) goes before catch-up (context that
-arrived ahead of a question), which runs only in passes of its own.
+Each pass takes as many rows of what waits as fit, in the order of :mod:`cloud.fair_queue`, and runs
+them as one forward pass: single tokens, runs of drafts to check, catch-up and prefills alike.  Work
+that does not fit whole is cut, and its rest goes on in the next pass.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,15 +22,20 @@ import torch
 from torch import Tensor
 
 from cloud.deep_model import Chunk, DeepModel
+from cloud.fair_queue import FairQueue
 from cloud.kv_cache import KvCache
 from cloud.metrics import CloudMetrics
 from shared.clock import Clock, monotonic
 from shared.sampling import Choice, Sampling, choose_token
 
+# of a pass's time, to wait for the sessions in it that go on: a pass over a few rows costs as much
+# as over one, and without a pause those would always be a pass behind the others
+_PAUSE = 0.1
+
 
 @dataclass
 class Work:
-    """One session's share of a pass.
+    """What one session wants of the model.
 
     Attributes:
         cache: the session's; the batcher alone touches it until :meth:`Batcher.run` returns.
@@ -41,6 +46,8 @@ class Work:
             ``start`` itself, which ``final_state`` decides.
         final_state: ``[hidden]``, final hidden state of position ``start`` - 1 where it is known.
         urgent: may be raised while the work waits.
+        tenant: whose account it goes on.
+        continues: its session has more as soon as it hears of the outcome (a burst).
     """
 
     cache: KvCache
@@ -50,33 +57,69 @@ class Work:
     final_state: Tensor | None
     sampling: Sampling
     urgent: bool
+    tenant: str
+    continues: bool = False
+
+    def piece(self, first: int, count: int) -> Work:
+        """``count`` rows from the ``first`` on, with the decisions that they (or, for the first
+        piece, the known final state) allow."""
+        start = self.start + first
+        own = tuple(p for p in self.decide if start + (first > 0) <= p <= start + count)
+        return replace(
+            self,
+            start=start,
+            rows=self.rows[first : first + count],
+            decide=own,
+            final_state=None if first else self.final_state,
+        )
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Tokens for ``decide``, the final hidden state ``[hidden]`` of the last row (``None`` without
-    rows), and the work's share of the pass in seconds."""
+    rows), and the work's share of its passes in seconds."""
 
     choices: tuple[Choice, ...]
     final_state: Tensor | None
     seconds: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
+    """Work in the queue or in a pass; ``done`` of its rows were run in earlier ones."""
+
     work: Work
     outcome: asyncio.Future[Outcome]
     since: float
+    done: int = 0
+    choices: list[Choice] = field(default_factory=list)
+    seconds: float = 0.0
+    left: bool = False  # nobody waits for it any more
+
+    @property
+    def tenant(self) -> str:
+        return self.work.tenant
+
+    @property
+    def urgent(self) -> bool:
+        return self.work.urgent
+
+    @property
+    def rows(self) -> int:
+        return len(self.work.rows) - self.done
 
 
 class Batcher:
-    """An ``async with`` block that owns the model's thread."""
+    """An ``async with`` block that owns the model's thread.
+
+    ``max_rows`` bounds a pass, and so how long a token waits for the passes of others.
+    """
 
     def __init__(
         self,
         model: DeepModel,
         *,
-        max_rows: int = 256,
+        max_rows: int = 128,
         threads: int | None = None,
         metrics: CloudMetrics | None = None,
         clock: Clock = monotonic,
@@ -84,7 +127,7 @@ class Batcher:
         self.max_rows = max_rows
         self.model = model
         self._metrics, self._clock = metrics or CloudMetrics(), clock
-        self._queue: list[_Waiting] = []
+        self._queue: FairQueue[_Waiting] = FairQueue()
         self._arrived = asyncio.Event()
         self._executor = ThreadPoolExecutor(
             1, "deep-model", initializer=_use_threads, initargs=(threads,)
@@ -102,7 +145,7 @@ class Batcher:
     ) -> None:
         self._task.cancel()
         await asyncio.wait([self._task])
-        for waiting in self._queue:
+        for waiting in self._queue.drain():
             waiting.outcome.cancel()
         self._executor.shutdown()
 
@@ -113,16 +156,14 @@ class Batcher:
 
     async def run(self, work: Work) -> Outcome:
         """Compute ``work``.  When this returns, or is cancelled, its cache is no longer touched."""
-        assert len(work.rows) <= self.max_rows
         waiting = _Waiting(work, asyncio.get_running_loop().create_future(), self._clock())
-        self._queue.append(waiting)
+        self._queue.push(waiting)
         self._arrived.set()
         try:
             return await asyncio.shield(waiting.outcome)
         except asyncio.CancelledError:
-            if waiting in self._queue:
-                self._queue.remove(waiting)
-            else:
+            waiting.left = True
+            if not self._queue.remove(waiting):
                 while not waiting.outcome.done():
                     with contextlib.suppress(asyncio.CancelledError):  # one is raised below
                         await asyncio.wait([waiting.outcome])
@@ -134,44 +175,58 @@ class Batcher:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch = self._next_pass()
+            batch = self._queue.take(self.max_rows)
             if not batch:
                 self._arrived.clear()
                 continue
-            works = [waiting.work for waiting in batch]
+            works = [waiting.work.piece(waiting.done, rows) for waiting, rows in batch]
             began = self._clock()
             computing = loop.run_in_executor(self._executor, self._compute_all, works)
             try:
                 results = await asyncio.shield(computing)
             except asyncio.CancelledError:
                 await asyncio.wait([computing])
-                for waiting in batch:
+                for waiting, _ in batch:
                     waiting.outcome.cancel()
                 raise
             self._metrics.pass_ended(
-                [(waiting.work.urgent, began - waiting.since) for waiting in batch],
+                [(waiting.urgent, began - waiting.since) for waiting, _ in batch],
                 sum(len(work.rows) for work in works),
                 self._clock() - began,
             )
-            for waiting, result in zip(batch, results, strict=True):
-                if isinstance(result, Outcome):
-                    waiting.outcome.set_result(result)
-                else:
-                    waiting.outcome.set_exception(result)
+            # what goes on keeps its place, the first of a tenant's in front of its second
+            for (waiting, rows), result in reversed(list(zip(batch, results, strict=True))):
+                self._settle(waiting, rows, result)
+            going_on = sum(w.work.continues and w.outcome.done() for w, _ in batch)
+            if going_on:
+                await self._pause(going_on, _PAUSE * (self._clock() - began))
 
-    def _next_pass(self) -> list[_Waiting]:
-        """Take from the queue, in order, what fits into one pass."""
-        urgent = [waiting for waiting in self._queue if waiting.work.urgent]
-        batch: list[_Waiting] = []
-        rows = 0
-        for waiting in urgent or self._queue:
-            rows += len(waiting.work.rows)
-            if batch and rows > self.max_rows:
-                break
-            batch.append(waiting)
-        for waiting in batch:
-            self._queue.remove(waiting)
-        return batch
+    async def _pause(self, going_on: int, seconds: float) -> None:
+        """Wait for so many pieces of work to join the queue, so many seconds at most."""
+        wanted = len(self._queue) + going_on
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while len(self._queue) < wanted:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        self._arrived.set()
+
+    def _settle(self, waiting: _Waiting, rows: int, result: Outcome | Exception) -> None:
+        """Hand over what a pass made of ``rows`` rows, or let the rest wait for the next."""
+        if isinstance(result, Exception):
+            waiting.outcome.set_exception(result)
+            return
+        waiting.done += rows
+        waiting.choices += result.choices
+        waiting.seconds += result.seconds
+        if not waiting.rows:
+            choices = tuple(waiting.choices)
+            waiting.outcome.set_result(Outcome(choices, result.final_state, waiting.seconds))
+        elif waiting.left:
+            waiting.outcome.cancel()
+        else:
+            waiting.since = self._clock()
+            self._queue.push(waiting, first=True)
 
     def _compute_all(self, works: Sequence[Work]) -> Sequence[Outcome | Exception]:
         """One pass in the worker thread; one that fails is repeated session by session, so that a

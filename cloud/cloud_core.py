@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 import torch
 
-from cloud.auth import Authenticator
+from cloud.auth import Authenticator, read_token_file
 from cloud.batcher import Batcher
 from cloud.collaboration_service import CollaborationService
-from cloud.context_manager import ContextStore, StoreLimits
+from cloud.context_manager import ContextStore
 from cloud.deep_model import DeepModel
+from cloud.eviction import StoreLimits
 from cloud.logs import about
 from cloud.metrics import CloudMetrics
 from cloud.metrics_endpoint import MetricsEndpoint
-from cloud.quotas import Quotas, read_quotas
+from cloud.quotas import QuotaFile, Quotas
 from cloud.settings import CloudSettings
-from cloud.token_file import TokenFile
+from cloud.watched_file import WatchedFile
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle
@@ -46,7 +48,8 @@ class CloudCore:
     ) -> None:
         self.metrics = CloudMetrics()
         self.metrics_url = ""
-        self.tokens: TokenFile | None = None
+        self.tokens: WatchedFile[Sequence[tuple[str, str]]] | None = None
+        self.quotas: QuotaFile | None = None
         self.authenticator: Authenticator
         self.batcher: Batcher
         self.store: ContextStore
@@ -57,16 +60,26 @@ class CloudCore:
     async def __aenter__(self) -> Self:
         settings = self._settings
         bundle = ModelBundle.load(settings.bundle)
-        self.tokens = TokenFile(settings.tokens, clock=self._clock) if settings.tokens else None
-        quotas = read_quotas(settings.quotas) if settings.quotas else Quotas()
-        self._warn_of_unknown_tenants(quotas)
+        clock = self._clock
+        if settings.tokens:
+            self.tokens = WatchedFile(settings.tokens, read_token_file, "token file", clock=clock)
+        if settings.quotas:
+            self.quotas = QuotaFile(settings.quotas, clock=clock)
+            self._warn_of_unknown_tenants(self.quotas.quotas)
+        quotas = self.quotas or Quotas()
         model = await asyncio.to_thread(_load_model, bundle, settings)
         async with AsyncExitStack() as stack:
             if settings.metrics_address is not None:
                 host, port = settings.metrics_address
                 self.metrics_url = await self._serve_metrics(stack, host, port)
             self.batcher = await stack.enter_async_context(
-                Batcher(model, threads=settings.threads, metrics=self.metrics, clock=self._clock)
+                Batcher(
+                    model,
+                    max_rows=settings.pass_rows,
+                    threads=settings.threads,
+                    metrics=self.metrics,
+                    clock=clock,
+                )
             )
             self.store = ContextStore(
                 model.architecture,
@@ -75,7 +88,7 @@ class CloudCore:
                 _limits(settings),
                 quotas=quotas,
                 metrics=self.metrics,
-                clock=self._clock,
+                clock=clock,
                 debug=settings.debug_invariants,
             )
             self.authenticator = Authenticator(self.tokens.current if self.tokens else None)
@@ -85,9 +98,11 @@ class CloudCore:
                 self.batcher,
                 self.authenticator,
                 max_message_bytes=settings.max_message_bytes,
+                credits=settings.credits,
                 quotas=quotas,
+                look_at_quotas=self._look_at_quotas,
                 metrics=self.metrics,
-                clock=self._clock,
+                clock=clock,
             )
             sweeper = asyncio.create_task(self._sweep(), name="expiry")
             stack.callback(sweeper.cancel)
@@ -101,6 +116,30 @@ class CloudCore:
         traceback: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
+
+    def reload(self) -> None:
+        if self.tokens:
+            self.tokens.reload()
+        if self.quotas and self.quotas.reload():
+            self._take_up(self.quotas)
+
+    def check_store(self) -> None:
+        """Log whether the context store's accounts are right; serving goes on either way."""
+        found = about(sessions=len(self.store), bytes=self.store.held_bytes)
+        try:
+            self.store.check()
+        except AssertionError:
+            _LOG.exception("store broken", extra=found)
+        else:
+            _LOG.info("store checked", extra=found)
+
+    def _look_at_quotas(self) -> None:
+        if self.quotas and self.quotas.look():
+            self._take_up(self.quotas)
+
+    def _take_up(self, quotas: QuotaFile) -> None:
+        self._warn_of_unknown_tenants(quotas.quotas)
+        self.store.quotas_changed()
 
     async def _serve_metrics(self, stack: AsyncExitStack, host: str, port: int) -> str:
         last = port + self._metrics_ports - 1 if port else port
@@ -122,6 +161,7 @@ class CloudCore:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
+            self._look_at_quotas()
             self.store.expire()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from cloud.context_manager import ContextStore
 from cloud.held_session import HeldSession, SessionKey
 from cloud.logs import about
 from cloud.metrics import UNKNOWN_TENANT, CloudMetrics
-from cloud.quotas import EscalationRates, Quotas
+from cloud.quotas import EscalationRates, TenantQuotas
 from cloud.session_engine import SessionEngine
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.clock import Clock, monotonic
@@ -166,14 +166,17 @@ class CollaborationService:
         authenticator: Authenticator,
         *,
         max_message_bytes: int,
-        quotas: Quotas,
+        credits: int,
+        quotas: TenantQuotas,
+        look_at_quotas: Callable[[], None],
         metrics: CloudMetrics,
         clock: Clock = monotonic,
     ) -> None:
         self._manifest, self._store, self._batcher = manifest, store, batcher
         self._authenticator = authenticator
-        self._max_message_bytes = max_message_bytes
+        self._max_message_bytes, self._credits = max_message_bytes, credits
         self._metrics, self._clock = metrics, clock
+        self._look_at_quotas = look_at_quotas
         self._rates = EscalationRates(quotas, metrics, clock=clock)
         self._streams: dict[SessionKey, _Stream] = {}
         self._draining = False
@@ -229,6 +232,7 @@ class CollaborationService:
             await older.ended.wait()
         if self._draining:
             raise CloudShuttingDownError("the cloud is shutting down")
+        self._look_at_quotas()
         session = self._store.open(key, opening.sampling, opening.context_kind)
         self._streams[key] = stream
         stream.usage.opened.inc()
@@ -239,6 +243,7 @@ class CollaborationService:
                 session.held,
                 self._manifest.architecture.max_positions,
                 self._max_message_bytes,
+                self._credits,
                 self._store.store_id,
             )
             await stream.send(CloudMessage(step, limits))
@@ -277,6 +282,7 @@ class CollaborationService:
             stream.usage,
             self._rates.of(session.key.tenant),
             self._clock,
+            credits=self._credits,
         )
         async with asyncio.TaskGroup() as group:
             running = group.create_task(engine.run(), name=f"engine {session.key}")

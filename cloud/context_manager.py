@@ -4,10 +4,7 @@ This is the "cloud context manager" of CE-CoLLM (arXiv 2411.02829), not Python's
 session it owns the context received so far (hidden states at the cut, or token ids), the KV cache
 built from it and the decisions made.  One byte budget covers the context and the caches of all
 sessions; they are counted as allocated.  (Decisions and one hidden row a session are not: some
-kilobytes.)  Over budget, idle sessions lose first their caches, which are rebuilt from the
-context, then everything, and their edges replay; the longest idle go first.  A session in use is
-never touched.  A tenant over its quota loses its own idle sessions in the same order, and nobody
-else's.
+kilobytes.)  Who gives way where it does not suffice is :mod:`cloud.eviction`'s to say.
 
 All methods run on the event loop and only compute; none of them waits.
 """
@@ -16,18 +13,18 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cloud.eviction import Evictor, StoreLimits
 from cloud.held_session import HeldSession, Rows, SessionKey
 from cloud.kv_cache import KvCache
 from cloud.logs import about
 from cloud.metrics import CloudMetrics
-from cloud.quotas import Quotas
+from cloud.quotas import Quotas, TenantQuotas
 from cloud.store_ledger import Ledger
 from shared.clock import Clock, monotonic
 from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
@@ -35,26 +32,10 @@ from shared.messages import STORE_ID_BYTES, ContextKind
 from shared.model_bundle import Architecture
 from shared.sampling import Sampling
 
+__all__ = ["ContextStore", "StoreLimits"]
+
 _LOG = logging.getLogger("tandem.cloud")
 _NO_QUOTAS = Quotas()
-
-
-@dataclass(frozen=True)
-class StoreLimits:
-    """What the store may hold.
-
-    Attributes:
-        budget_bytes: context and KV caches of all sessions together.
-        idle_seconds: how long a session without a stream is kept.
-        hidden_dtype: how hidden states are kept; float16 halves them and rounds those that did not
-            arrive as float16.  They are rounded before they are used, so a rebuilt cache is the
-            same to the bit.
-    """
-
-    budget_bytes: int = 4 << 30
-    max_sessions: int = 64
-    idle_seconds: float = 600.0
-    hidden_dtype: type[np.float32] | type[np.float16] = np.float32
 
 
 class ContextStore:
@@ -71,19 +52,20 @@ class ContextStore:
         new_cache: Callable[[int], KvCache],
         limits: StoreLimits,
         *,
-        quotas: Quotas = _NO_QUOTAS,
+        quotas: TenantQuotas = _NO_QUOTAS,
         metrics: CloudMetrics | None = None,
         clock: Clock = monotonic,
         debug: bool = False,
     ) -> None:
         self.store_id = secrets.token_bytes(STORE_ID_BYTES)
         self._arch, self._cut, self._new_cache = arch, cut, new_cache
-        self._limits, self._quotas, self._clock = limits, quotas, clock
+        self._limits, self._clock = limits, clock
         self._metrics = metrics or CloudMetrics()
         self._metrics.budget_bytes.set(limits.budget_bytes)
         self._ledger = Ledger(self._metrics)
         self._changed = self.check if debug else _nothing
         self._sessions: dict[SessionKey, HeldSession] = {}
+        self._evictor = Evictor(self._sessions, self._ledger, limits, quotas, self._metrics)
 
     @property
     def idle_seconds(self) -> float:
@@ -117,7 +99,7 @@ class ContextStore:
             session.in_use = True
             self._changed()
             return session
-        self._make_place(key.tenant)
+        self._evictor.make_place(key.tenant)
         limit = self._arch.max_positions
         if kind is ContextKind.HIDDEN_STATES:
             context = Rows((self._arch.hidden_size,), self._limits.hidden_dtype, limit)
@@ -137,14 +119,13 @@ class ContextStore:
         self.truncate(session, session.confirmed)
         session.in_use = False
         session.last_used = self._clock()
+        self._evictor.keep_quota(session.key.tenant)
         self._changed()
 
     def drop(self, session: HeldSession) -> None:
         """Forget a session."""
         if self._sessions.get(session.key) is session:
-            del self._sessions[session.key]
-            self._ledger.remove(session)
-            session.clear()
+            self._evictor.forget(session)
             self._changed()
 
     def check_joins(self, session: HeldSession, position: int) -> None:
@@ -176,7 +157,8 @@ class ContextStore:
         if session.own:
             self._confirm(session, rows[session.confirmed - position :])
         if stop > session.held:
-            self._make_room(session, session.context.bytes_for(stop) - session.context.nbytes)
+            growth = session.context.bytes_for(stop) - session.context.nbytes
+            self._evictor.make_room(session, growth)
             session.context.append(rows[session.held - position :])
             self._ledger.update(session)
         self._changed()
@@ -212,7 +194,7 @@ class ContextStore:
             cache = self._new_cache(self._cut if hidden else 0)
         needed = cache.bytes_for(positions)
         if needed > session.cache_bytes:
-            self._make_room(session, needed - session.cache_bytes)
+            self._evictor.make_room(session, needed - session.cache_bytes)
             session.cache_bytes = needed
         session.cache = cache
         self._ledger.update(session)
@@ -231,10 +213,17 @@ class ContextStore:
             del session.decisions[decided]
         self._changed()
 
+    def quotas_changed(self) -> None:
+        """Let idle sessions go that a smaller quota has no room for; those in use stay until they
+        are idle."""
+        for tenant in {key.tenant for key in self._sessions}:
+            self._evictor.keep_quota(tenant)
+        self._changed()
+
     def expire(self) -> None:
         """Forget sessions that have been idle for too long."""
         now = self._clock()
-        for session in self._idle():
+        for session in self._evictor.idle():
             session.last_used = min(session.last_used, now)  # a clock may be set back
             if session.last_used <= now - self._limits.idle_seconds:
                 self._metrics.expirations.inc()
@@ -249,88 +238,7 @@ class ContextStore:
             assert session.key == key
             session.check()
         self._ledger.check(sessions)
-        assert self._ledger.bytes <= self._limits.budget_bytes, "the budget is exceeded"
-        assert len(sessions) <= self._limits.max_sessions
-        for tenant in {session.key.tenant for session in sessions}:
-            quota, held = self._quotas.of(tenant), self._ledger.of(tenant)
-            assert quota.sessions is None or held.sessions <= quota.sessions, tenant
-            assert quota.budget_bytes is None or held.bytes <= quota.budget_bytes, tenant
-
-    def _idle(self, tenant: str | None = None) -> list[HeldSession]:
-        """Sessions (of one tenant) without a stream, the longest idle first."""
-        idle = (session for session in self._of(tenant) if not session.in_use)
-        return sorted(idle, key=lambda session: session.last_used)
-
-    def _of(self, tenant: str | None) -> Iterable[HeldSession]:
-        sessions = self._sessions.values()
-        return (held for held in sessions if tenant is None or held.key.tenant == tenant)
-
-    def _make_place(self, tenant: str) -> None:
-        """Let an idle session give way to a new one of ``tenant`` where there are too many."""
-        quota = self._quotas.of(tenant).sessions
-        if quota is not None and self._ledger.of(tenant).sessions >= quota:
-            idle = self._idle(tenant)
-            if not idle:
-                raise self._over_quota(
-                    tenant, "sessions", f"all {quota} sessions that tenant {tenant} may hold"
-                )
-            self._evict(idle[0])
-        if len(self._sessions) >= self._limits.max_sessions:
-            idle = self._idle()
-            if not idle:
-                raise BudgetExceededError(
-                    f"all {self._limits.max_sessions} sessions of this cloud are in use: try again "
-                    "later, or raise --max-sessions on the cloud"
-                )
-            self._evict(idle[0])
-
-    def _make_room(self, session: HeldSession, growth: int) -> None:
-        """Evict until ``session`` can grow by so many bytes; raises before anybody loses any."""
-        tenant, budget = session.key.tenant, self._limits.budget_bytes
-        allowed = self._quotas.of(tenant)
-        quota = allowed.budget_bytes
-        if quota is not None and self._bytes_in_use(tenant) + growth > quota:
-            raise self._over_quota(
-                tenant, "bytes", f"the {allowed.budget_mb:g} MiB that tenant {tenant} may hold"
-            )
-        if self._bytes_in_use() + growth > budget:
-            raise BudgetExceededError(
-                f"the cloud's memory budget of {budget >> 20} MiB is used up by sessions in use: "
-                "try again later, or raise --budget-mb on the cloud"
-            )
-        if quota is not None:
-            self._evict_until(lambda: self._ledger.of(tenant).bytes + growth <= quota, tenant)
-        self._evict_until(lambda: self._ledger.bytes + growth <= budget)
-
-    def _bytes_in_use(self, tenant: str | None = None) -> int:
-        return sum(session.nbytes for session in self._of(tenant) if session.in_use)
-
-    def _over_quota(self, tenant: str, what: str, text: str) -> BudgetExceededError:
-        self._metrics.tenant(tenant).over_quota(what)
-        return BudgetExceededError(
-            f"{text} are in use: end a session, or ask the cloud's operator for a larger quota"
-        )
-
-    def _evict_until(self, enough: Callable[[], bool], tenant: str | None = None) -> None:
-        """Take from idle sessions, all their caches first, then all the rest."""
-        idle = self._idle(tenant)
-        for session in idle:
-            if enough():
-                return
-            if session.cache is not None:
-                session.drop_cache()
-                self._ledger.update(session)
-                self._metrics.evictions.labels("cache").inc()
-                _LOG.debug("cache evicted", extra=about(session.key))
-        for session in idle:
-            if enough():
-                return
-            self._evict(session)
-
-    def _evict(self, session: HeldSession) -> None:
-        self._metrics.evictions.labels("session").inc()
-        _LOG.debug("session evicted", extra=about(session.key))
-        self.drop(session)
+        self._evictor.check()
 
 
 def _nothing() -> None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from pydantic.fields import FieldInfo
@@ -39,6 +39,8 @@ def takes_settings(command: Callable[[Effective], None]) -> Callable[..., None]:
     parameters = [_parameter("config", _CONFIG)]
     for name, field in CloudSettings.model_fields.items():
         kind: Any = field.annotation
+        if int in get_args(kind):  # or the word "none", which the settings understand
+            kind = str
         parameters.append(_parameter(name, Annotated[kind | None, _option(name, field)]))
     del run.__wrapped__  # whose signature would be looked at
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

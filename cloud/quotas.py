@@ -9,6 +9,7 @@ The file (TOML, or JSON of the same shape) has defaults and tenants that differ 
 
     [tenants.alice]
     sessions = 32
+    budget_mb = "unlimited"
 
 The context store keeps sessions and bytes within their quota; this module counts escalations.
 """
@@ -18,23 +19,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cloud.config_file import first_problem, read_table
 from cloud.metrics import CloudMetrics, TenantMetrics
+from cloud.watched_file import WatchedFile
 from shared.clock import Clock, monotonic
 from shared.errors import BudgetExceededError, ConfigurationError
 
+UNLIMITED = "unlimited"
+
 
 class Quota(BaseModel):
-    """One tenant's; ``None`` is no limit but the cloud's own.
+    """One tenant's; ``None`` (in a file the word ``unlimited``) is no limit but the cloud's own.
 
     Attributes:
         sessions: held at most, idle ones included (those give way to new ones).
         budget_mb: MiB of context and KV caches, idle ones included.
         escalations_per_second: questions in the long run; the tokens of a burst count as well.
-        escalation_burst: questions at once after a pause.  An edge keeps up to 64 in flight.
+        escalation_burst: questions at once after a pause.  A session may have as many in flight as
+            the cloud gives credits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,6 +50,11 @@ class Quota(BaseModel):
     escalations_per_second: float | None = Field(None, gt=0)
     escalation_burst: int = Field(64, ge=1)
 
+    @field_validator("sessions", "budget_mb", "escalations_per_second", mode="before")
+    @classmethod
+    def _take_unlimited(cls, value: Any) -> Any:
+        return None if value == UNLIMITED else value
+
     @property
     def budget_bytes(self) -> int | None:
         """``budget_mb`` in bytes."""
@@ -51,6 +62,14 @@ class Quota(BaseModel):
 
 
 NO_QUOTA = Quota()
+
+
+class TenantQuotas(Protocol):
+    """Knows every tenant's quota, which may change while the cloud runs."""
+
+    def of(self, tenant: str) -> Quota:
+        """What ``tenant`` may take now."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,23 @@ def read_quotas(path: Path) -> Quotas:
     return Quotas(file.default, tenants)
 
 
+class QuotaFile:
+    """The quotas of a file, read again when it changes and somebody looks."""
+
+    def __init__(self, path: Path, *, clock: Clock = monotonic) -> None:
+        self._file = WatchedFile(path, read_quotas, "quota file", clock=clock)
+        self.look, self.reload = self._file.look, self._file.reload
+
+    @property
+    def quotas(self) -> Quotas:
+        """As they were read last."""
+        return self._file.content
+
+    def of(self, tenant: str) -> Quota:
+        """What ``tenant`` may take."""
+        return self._file.content.of(tenant)
+
+
 class EscalationRate:
     """A tenant's escalations: a token bucket that its sessions share.
 
@@ -93,42 +129,51 @@ class EscalationRate:
     question then waits for the debt to be paid.
     """
 
-    def __init__(self, tenant: str, quota: Quota, usage: TenantMetrics, clock: Clock) -> None:
-        self._tenant, self._usage, self._clock = tenant, usage, clock
-        self._per_second, self._most = quota.escalations_per_second, float(quota.escalation_burst)
-        self._left, self._filled = self._most, clock()
+    def __init__(
+        self, tenant: str, quotas: TenantQuotas, usage: TenantMetrics, clock: Clock
+    ) -> None:
+        self._tenant, self._quotas, self._usage, self._clock = tenant, quotas, usage, clock
+        self._left, self._filled = float(quotas.of(tenant).escalation_burst), clock()
 
     def ask(self) -> None:
         """Count a question, or raise :class:`BudgetExceededError` without counting it."""
-        if self._per_second is None:
+        per_second = self._fill()
+        if per_second is None:
             return
-        self._fill(self._per_second)
         if self._left < 1:
             self._usage.over_quota("escalations")
-            seconds = (1 - self._left) / self._per_second
+            seconds = (1 - self._left) / per_second
             raise BudgetExceededError(
-                f"tenant {self._tenant} may ask {self._per_second:g} times a second: go on in "
+                f"tenant {self._tenant} may ask {per_second:g} times a second: go on in "
                 f"{seconds:.1f} s, ask less often (a lower threshold) or ask for a larger quota"
             )
         self._left -= 1
 
     def add_burst_token(self) -> None:
         """Count a token that the cloud decodes by itself."""
-        if self._per_second is not None:
-            self._fill(self._per_second)
+        if self._fill() is not None:
             self._left -= 1
 
-    def _fill(self, per_second: float) -> None:
-        now = self._clock()
+    def _fill(self) -> float | None:
+        """Add what time has brought; return the rate that holds now (``None``: without limit, and
+        the bucket is full when there is one)."""
+        quota, now = self._quotas.of(self._tenant), self._clock()
+        most, per_second = float(quota.escalation_burst), quota.escalations_per_second
         passed = max(0.0, now - self._filled)  # a clock may be set back
-        self._left = min(self._most, self._left + passed * per_second)
+        if per_second is None:
+            self._left = most
+        else:
+            self._left = min(most, self._left + passed * per_second)
         self._filled = now
+        return per_second
 
 
 class EscalationRates:
     """The rate of every tenant seen so far."""
 
-    def __init__(self, quotas: Quotas, metrics: CloudMetrics, *, clock: Clock = monotonic) -> None:
+    def __init__(
+        self, quotas: TenantQuotas, metrics: CloudMetrics, *, clock: Clock = monotonic
+    ) -> None:
         self._quotas, self._metrics, self._clock = quotas, metrics, clock
         self._rates: dict[str, EscalationRate] = {}
 
@@ -137,6 +182,6 @@ class EscalationRates:
         rate = self._rates.get(tenant)
         if rate is None:
             usage = self._metrics.tenant(tenant)
-            rate = EscalationRate(tenant, self._quotas.of(tenant), usage, self._clock)
+            rate = EscalationRate(tenant, self._quotas, usage, self._clock)
             self._rates[tenant] = rate
         return rate

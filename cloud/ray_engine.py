@@ -26,12 +26,12 @@ import ray
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
+from cloud.auth import read_token_file
 from cloud.logs import about
 from cloud.quotas import read_quotas
 from cloud.ray_replica import Replica
 from cloud.server import joined, write_atomically
 from cloud.settings import CloudSettings
-from cloud.token_file import TokenFile
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle
 
@@ -111,7 +111,7 @@ def _check_files(settings: CloudSettings) -> None:
     """Raise here what every replica would stumble over."""
     ModelBundle.load(settings.bundle)
     if settings.tokens:
-        TokenFile(settings.tokens)
+        read_token_file(settings.tokens)
     if settings.quotas:
         read_quotas(settings.quotas)
 

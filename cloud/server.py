@@ -47,11 +47,11 @@ class CloudServer:
         async with AsyncExitStack() as stack:
             core = await stack.enter_async_context(self._core)
             self.batcher, self.store, self.service = core.batcher, core.store, core.service
-            self.metrics_url, self._tokens = core.metrics_url, core.tokens
+            self.metrics_url = core.metrics_url
             self._health = health.aio.HealthServicer()
             guard = TokenInterceptor(core.authenticator, SESSION_METHOD, self.metrics)
             self._server = grpc.aio.server(
-                interceptors=[guard] if self._tokens else [], options=_options(settings)
+                interceptors=[guard] if core.tokens else [], options=_options(settings)
             )
             self._server.add_generic_rpc_handlers((self.service.handler(),))
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -82,14 +82,15 @@ class CloudServer:
 
     async def wait(self) -> None:
         """Return after SIGTERM, SIGINT or :meth:`stop`; leaving the block then drains.  Meanwhile
-        SIGHUP reads the token file, where there is one."""
+        SIGHUP reads the token file and the quotas, where there are such, and SIGUSR1 checks the
+        context store."""
         loop = asyncio.get_running_loop()
         actions: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: self._stop.set,
             signal.SIGINT: self._stop.set,
         }
-        if self._tokens and hasattr(signal, "SIGHUP"):
-            actions[signal.SIGHUP] = self._tokens.reload
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            actions |= {signal.SIGHUP: self._core.reload, signal.SIGUSR1: self._core.check_store}
         handled = []
         for number, action in actions.items():
             with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):

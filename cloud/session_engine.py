@@ -37,7 +37,6 @@ CATCH_UP_ROWS = 64
 # A pass over few rows takes as long as one over a single row (the weights are read once), so fewer
 # than these wait for a question to take them along.
 CATCH_UP_FROM = 16
-_MAX_PENDING = 256
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,10 @@ class _Question:
 
 
 class SessionEngine:
-    """Computes for one stream; ``send`` is awaited for every decision."""
+    """Computes for one stream; ``send`` is awaited for every decision.
+
+    ``credits``: escalations that may be unanswered at once.
+    """
 
     def __init__(
         self,
@@ -73,12 +75,16 @@ class SessionEngine:
         usage: TenantMetrics,
         rate: EscalationRate,
         clock: Clock,
+        *,
+        credits: int,
     ) -> None:
         self._session, self._store, self._batcher = session, store, batcher
         self._arch, self._cut = manifest.architecture, manifest.cut
         self._stop_tokens = frozenset(manifest.tokenizer.stop_token_ids)
         self._send, self._usage, self._rate, self._clock = send, usage, rate, clock
         self._pending: deque[_Question] = deque()
+        self._credits = credits
+        self._unanswered: list[tuple[int, int]] = []  # step and position of what took a credit
         self._changed = asyncio.Event()
         self._busy = False
         self._bursting = False
@@ -112,21 +118,26 @@ class SessionEngine:
         self._changed.set()
 
     async def escalate(self, step: int, asks: Escalate) -> None:
-        """Queue an escalation; raises where its context is not held or it cannot be decided."""
+        """Queue an escalation; raises where its context is not held, it cannot be decided, or too
+        many are unanswered."""
         asked, position = self._clock(), asks.position
         if (asks.burst or asks.lookahead) and self._session.kind is not ContextKind.TOKEN_IDS:
             raise InvalidMessageError("a burst and a lookahead need token ids as context")
-        await self._until(
-            lambda: self._astray or (not self._burst_ahead() and len(self._pending) < _MAX_PENDING)
-        )
+        await self._until(lambda: self._astray or not self._burst_ahead())
         if self._astray:
             return
+        if len(self._unanswered) >= self._credits:
+            raise InvalidMessageError(
+                f"more than {self._credits} escalations are unanswered, which is what the cloud "
+                "gave credit for"
+            )
         if position > (held := self._session.confirmed):
             raise ContextGapError(
                 f"position {position} cannot be decided, the cloud holds 0 to {held}"
             )
         self._rate.ask()
         self._usage.escalations.inc()
+        self._unanswered.append((step, position))
         self._pending.append(_Question(step, position, asks.burst, asks.guess, asked))
         self._lookahead, self._heeded_step = asks.lookahead, step
         if self._catching_up is not None:
@@ -134,13 +145,12 @@ class SessionEngine:
         self._changed.set()
 
     async def truncate(self, step: int, position: int) -> None:
-        """Forget the edge's context from ``position`` on; unanswered escalations from there on are
-        withdrawn."""
-        kept = [question for question in self._pending if question.position < position]
-        self._pending = deque(kept)
+        """Forget the edge's context from ``position`` on; unanswered escalations are withdrawn."""
+        self._pending.clear()
         await self._pause()
         if position < self._session.confirmed:
             self._store.truncate(self._session, position)
+        self._unanswered.clear()
         self._heeded_step = step
         self._interrupted = self._astray = False
         self._changed.set()
@@ -318,6 +328,8 @@ class SessionEngine:
             state[1] if state is not None and state[0] == start - 1 else None,
             session.sampling,
             urgent or bool(self._pending),
+            session.key.tenant,
+            continues=self._bursting,
         )
         self._catching_up = None if urgent else work
         try:
@@ -337,6 +349,8 @@ class SessionEngine:
     async def _reply(self, step: int, position: int, choice: Choice, asked: float) -> None:
         seconds = max(0.0, self._clock() - asked)
         self._usage.decision_seconds.observe(seconds)
+        if (step, position) in self._unanswered:  # before the edge can know: it may ask at once
+            self._unanswered.remove((step, position))
         await self._send(CloudMessage(step, _decision(position, choice, seconds)))
 
 

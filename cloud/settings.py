@@ -2,6 +2,7 @@
 
 A setting has one name: ``budget_mb`` in the file, ``TANDEM_CLOUD_BUDGET_MB`` in the environment,
 ``--budget-mb`` on the command line.  A flag wins over the environment, and that over the file.
+Where a setting may be without a value, the word ``none`` takes away what a weaker source says.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from shared.model_bundle import default_bundle_folder
 from shared.transport import is_loopback
 
 ENVIRONMENT = "TANDEM_CLOUD_"
+NONE = "none"
 CONFIG_VARIABLE = f"{ENVIRONMENT}CONFIG"
 LogFormat = Literal["text", "json"]
 Engine = Literal["process", "ray"]
@@ -63,6 +65,9 @@ class CloudSettings(BaseModel):
         "float32", _MODEL, "Arithmetic of the model."
     )
     threads: int | None = _setting(None, _MODEL, "Threads of the model; else torch's choice.", ge=1)
+    pass_rows: int = _setting(
+        128, _MODEL, "New positions in a pass at most: more for a GPU, fewer to wait less.", ge=1
+    )
 
     budget_mb: float = _setting(
         4096.0, _LIMITS, "MiB for context and KV caches of all sessions.", gt=0
@@ -73,6 +78,9 @@ class CloudSettings(BaseModel):
     )
     max_streams: int = _setting(256, _LIMITS, "Streams of one connection at most.", ge=1)
     max_message_bytes: int = _setting(4 << 20, _LIMITS, "Bytes of a message at most.", ge=4096)
+    credits: int = _setting(
+        64, _LIMITS, "Questions of a session that may be unanswered at once.", ge=1, le=4096
+    )
     quotas: Path | None = _setting(None, _LIMITS, "Quotas per tenant (TOML or JSON).")
 
     tokens: Path | None = _setting(
@@ -194,7 +202,7 @@ class Effective:
         lines = []
         for name, value in self.settings.model_dump().items():
             if value is None:
-                lines.append(f"# {name} is not set")
+                lines.append(f"# {name} is not set" + _origin(self.origins, name))
                 continue
             plain = str(value.absolute()) if isinstance(value, Path) else value
             text = json.dumps(plain, ensure_ascii=False)  # JSON's scalars are TOML's
@@ -218,7 +226,7 @@ def load_settings(
     origins: dict[str, str] = {}
     if config is not None:
         for key, value in read_table(config).items():
-            is_path = key in _PATHS and isinstance(value, str)
+            is_path = key in _PATHS and isinstance(value, str) and value.lower() != NONE
             values[key] = config.absolute().parent / value if is_path else value
             origins[key] = f"{config.name}: {key}"
     for variable, text in (environment or {}).items():
@@ -228,6 +236,9 @@ def load_settings(
     for key, value in flags.items():
         if value is not None:
             values[key], origins[key] = value, flag_of(key)
+    for key in values.keys() & _OPTIONAL:
+        if str(values[key]).lower() == NONE:
+            values[key] = None
     try:
         return Effective(CloudSettings(**values), origins)
     except ValidationError as error:
@@ -247,6 +258,15 @@ def _host_and_port(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
 
+def _origin(origins: Mapping[str, str], name: str) -> str:
+    return f" ({origins[name]})" if name in origins else ""
+
+
+_OPTIONAL = frozenset(
+    name
+    for name, field in CloudSettings.model_fields.items()
+    if type(None) in get_args(field.annotation)
+)
 _PATHS = frozenset(
     name
     for name, field in CloudSettings.model_fields.items()

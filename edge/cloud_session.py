@@ -180,6 +180,7 @@ class CloudSession:
         self._flush_to = 0
         self._store_id = b""  # of the store that held the session on the last connection
         self._questions: dict[int, Question] = {}  # in the order of their positions
+        self._unanswered: set[int] = set()  # steps that took a credit on this connection
         # a correction has arrived, and what is offered and asked is still from before it
         self._astray = False
         self._connected = False
@@ -382,6 +383,7 @@ class CloudSession:
         """Open, then send and receive until closed; raises a typed error where it breaks."""
         for question in self._questions.values():
             question.asked = False
+        self._unanswered.clear()
         self._backlog = Backlog()
         was_ready = channel.get_state() is grpc.ChannelConnectivity.READY
         began = self._clock()
@@ -423,8 +425,8 @@ class CloudSession:
         return opened
 
     async def _send(self, call: _Call, opened: Opened) -> None:
-        """Forward what there is: truncation first, then questions whose context is there, then
-        context.
+        """Forward what there is: truncation first, then questions whose context is there (as many
+        as the cloud gave credits for; the others wait for answers), then context.
 
         One message a turn: while it is written the edge may truncate, which then comes first.
         """
@@ -438,11 +440,13 @@ class CloudSession:
                     self._sent = min(self._sent, at)
                     self._truncation_step = self._step + 1
                     self._truncations.append((self._truncation_step, at))
+                    self._unanswered.clear()
                     await self._write(call, Truncate(at))
                 elif self._closing:
                     await self._write(call, Close())
                     return
-                elif (question := self._next_question()) is not None:
+                elif (question := self._next_question(opened.credits)) is not None:
+                    self._unanswered.add(self._step + 1)
                     question.asked, question.heard_at = True, self._clock()
                     self._backlog.asked(question.position, question.heard_at)
                     guess = None if question.answered else question.guess
@@ -461,8 +465,10 @@ class CloudSession:
                 else:
                     await self._wake.wait()
 
-    def _next_question(self) -> Question | None:
+    def _next_question(self, credits: int) -> Question | None:
         """One that can be asked; what a broken burst goes on from must be offered again first."""
+        if len(self._unanswered) >= credits:
+            return None
         ready = (q for q in self._questions.values() if q.to_ask and q.next_position <= self._sent)
         return next(ready, None)
 
@@ -480,6 +486,8 @@ class CloudSession:
             message = await self._read(call)
             match message.body:
                 case Decision() as decision:
+                    self._unanswered.discard(message.step)
+                    self._wake.set()
                     if self._unsent_truncation is not None or message.step < self._truncation_step:
                         continue  # it answers a question about text that was withdrawn since
                     self._unproven_truncation = None
@@ -526,6 +534,7 @@ class CloudSession:
         if question.corrected and question.answered == 1:
             # the cloud ignores what follows, and until the edge knows, so does this side
             self._questions = {question.position: question}
+            self._unanswered.clear()
             self._offered = question.position
             self._sent = min(self._sent, question.position)
             self._unproven_truncation = question.position

@@ -127,11 +127,15 @@ class EdgeMessage:
 @dataclass(frozen=True)
 class Opened:
     """The cloud holds context 0 .. ``held_positions``-1, in the store of that name; its limits for
-    this session."""
+    this session.
+
+    ``credits`` (1 or more): escalations that may be unanswered at once.
+    """
 
     held_positions: int
     max_positions: int
     max_message_bytes: int
+    credits: int
     store_id: bytes = b""
 
 
@@ -339,6 +343,7 @@ def cloud_message_to_proto(message: CloudMessage) -> pb.CloudMessage:
             wire.position = body.held_positions
             wire.opened.max_positions = body.max_positions
             wire.opened.max_message_bytes = body.max_message_bytes
+            wire.opened.credits = body.credits
             wire.opened.store_id = body.store_id
         case Decision():
             wire.position = body.position
@@ -366,9 +371,11 @@ def cloud_message_from_proto(wire: pb.CloudMessage) -> CloudMessage:
             opened = wire.opened
             limit = _at_most(opened.max_positions, MAX_POSITIONS, "max_positions")
             held = _at_most(position, limit, "held")
+            if not opened.credits:
+                raise InvalidMessageError("a session without credits: it could ask nothing")
             if len(opened.store_id) not in (0, STORE_ID_BYTES):
                 raise InvalidMessageError(f"a store id of {len(opened.store_id)} bytes")
-            body = Opened(held, limit, opened.max_message_bytes, opened.store_id)
+            body = Opened(held, limit, opened.max_message_bytes, opened.credits, opened.store_id)
         case "decision":
             body = _decision_from_proto(position, wire.decision)
         case "ahead":

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,12 +25,20 @@ class LocalCloud:
         bundle: folder of the bundle to serve.
         threads: torch threads; ``None`` leaves it to the cloud.
         log: file for its output; ``None`` is a temporary file that is shown if it dies.
+        options: more of its command line.
     """
 
     def __init__(
-        self, bundle: Path, *, threads: int | None = None, port: int = 0, log: Path | None = None
+        self,
+        bundle: Path,
+        *,
+        threads: int | None = None,
+        port: int = 0,
+        log: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self._bundle = bundle
+        self._options = tuple(options)
         self._threads = threads
         self._port = port
         self._log = log
@@ -66,6 +75,7 @@ class LocalCloud:
         command += ["--bundle", str(self._bundle), "--port-file", str(port_file)]
         if self._threads:
             command += ["--threads", str(self._threads)]
+        command += self._options
         with log.open("ab") as sink:
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=sink, stderr=sink

@@ -14,7 +14,7 @@ import pytest
 from cloud.auth import add_token
 from cloud.context_manager import StoreLimits
 from cloud.server import CloudServer
-from cloud.token_file import CHECK_SECONDS
+from cloud.watched_file import CHECK_SECONDS
 from shared.clock import monotonic
 from shared.errors import BudgetExceededError
 from shared.messages import Context, Decision, Escalate, error_of

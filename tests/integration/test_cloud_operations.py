@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cloud.auth import add_token
 from cloud.logs import JsonFormatter, TextFormatter
 from cloud.server import CloudServer
-from cloud.token_file import CHECK_SECONDS
+from cloud.watched_file import CHECK_SECONDS
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.clock import ManualClock
 from shared.errors import BudgetExceededError, ConfigurationError
@@ -262,6 +262,41 @@ async def test_tokens_change_while_the_cloud_runs(tmp_path: Path, clock: ManualC
         path.write_text("broken\n")
         clock.advance(CHECK_SECONDS)
         assert await is_let_in(server, bob)
+
+
+async def test_quotas_change_without_a_restart(tmp_path: Path) -> None:
+    quotas = tmp_path / "quotas.toml"
+    quotas.write_text("[default]\nsessions = 1\n")
+    async with (
+        serving(quotas=quotas) as server,
+        edge(server, BUNDLE) as first,
+        edge(server, BUNDLE) as second,
+        edge(server, BUNDLE) as third,
+    ):
+        await first.open()
+        await second.connect().begin()
+        assert "all 1 sessions" in await refusal(second)
+        quotas.write_text("[default]\nsessions = 2\n")
+        server._reload()  # what SIGHUP does
+        await second.open()
+        await third.connect().begin()
+        assert "all 2 sessions" in await refusal(third)
+
+
+async def test_sigusr1_checks_the_store(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "tandem.cloud")
+    async with serving() as server, edge(server, BUNDLE) as client:
+        waiting = asyncio.create_task(server.wait())
+        await client.open()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await eventually(lambda: "store checked" in caplog.text)
+        (session,) = server.store._sessions.values()
+        session.counted_bytes += 1
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await eventually(lambda: "store broken" in caplog.text)
+        session.counted_bytes -= 1
+        server.stop()
+        await waiting
 
 
 async def test_sighup_reads_the_token_file_at_once(tmp_path: Path, clock: ManualClock) -> None:

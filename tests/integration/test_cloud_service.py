@@ -169,7 +169,9 @@ async def test_truncate_takes_another_turn() -> None:
         assert await client.decide(START) == FULL.continuation(other, 1)
 
 
-async def test_truncate_withdraws_the_questions_beyond_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_truncate_withdraws_every_question_that_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     arrived, truncate = asyncio.Event(), SessionEngine.truncate
 
     async def noticed(engine: SessionEngine, step: int, position: int) -> None:
@@ -189,7 +191,7 @@ async def test_truncate_withdraws_the_questions_beyond_it(monkeypatch: pytest.Mo
             await client.send(Context(4, (9, 44)))
             await client.send(Escalate(START))
             await arrived.wait()
-        assert [(await client.expect(Decision)).position for _ in range(2)] == [2, 3]
+        assert (await client.expect(Decision)).position == 2
         last = await client.expect(Decision)
         assert [last.token_id] == FULL.continuation((*PROMPT[:4], 9, 44), 1)
 
@@ -202,7 +204,7 @@ async def test_much_context_is_caught_up_with_before_it_is_asked_for() -> None:
         session = next(iter(server.store._sessions.values()))
         await other.open()
         await other.send(Context(0, PROMPT))
-        while session.computed < len(prompt):  # passes are first come, first served
+        while session.computed < len(prompt):  # catch-up gets on beside questions
             await other.decide(START)
             await other.send(Truncate(0))
             await other.send(Context(0, PROMPT))

@@ -89,7 +89,14 @@ decisions = st.builds(
 store_ids = st.one_of(st.just(b""), st.binary(min_size=16, max_size=16))
 cloud_bodies = st.one_of(
     positions.flatmap(
-        lambda limit: st.builds(Opened, st.integers(0, limit), st.just(limit), uint32, store_ids)
+        lambda limit: st.builds(
+            Opened,
+            st.integers(0, limit),
+            st.just(limit),
+            uint32,
+            st.integers(1, 2**32 - 1),
+            store_ids,
+        )
     ),
     decisions,
     decisions.flatmap(lambda said: st.builds(Ahead, st.just(said), st.integers(0, said.position))),

@@ -48,6 +48,7 @@ class Case:
     seed: int
     tokens: bool
     window: int
+    credits: int
     reckless: bool
     delays: tuple[float, ...]
     cuts: tuple[int, ...]
@@ -90,6 +91,7 @@ CASES = st.builds(
     seed=st.integers(0, 2**64 - 1),
     tokens=st.booleans(),
     window=st.integers(1, 12),
+    credits=st.sampled_from([1, 2, 5, 64]),
     reckless=st.booleans(),
     delays=st.lists(st.sampled_from([0.0, 0.0005, 0.003, 0.01]), min_size=1, max_size=6).map(tuple),
     cuts=st.lists(st.integers(6, 60), max_size=3, unique=True).map(tuple),
@@ -132,8 +134,8 @@ async def answers(case: Case) -> tuple[GenerationResult, GenerationResult, list[
     """Blocking on a quiet link, optimistic on the case's own, and what that one showed."""
     delays = random.Random(case.seed)
     async with (
-        CloudServer(settings_for(tiny_bundle())) as server,
-        CloudServer(settings_for(tiny_bundle())) as other,
+        CloudServer(settings_for(tiny_bundle(), credits=case.credits)) as server,
+        CloudServer(settings_for(tiny_bundle(), credits=case.credits)) as other,
         BreakableLink(
             [server.address, other.address][: case.replicas],
             lambda: delays.choice(case.delays),
@@ -149,7 +151,7 @@ async def answers(case: Case) -> tuple[GenerationResult, GenerationResult, list[
         return blocking, generation.result(), shown
 
 
-PLAIN = Case(6, 0.1, 0, False, None, 0.0, 0, True, 4, True, (0.003,), ())
+PLAIN = Case(6, 0.1, 0, False, None, 0.0, 0, True, 4, 64, True, (0.003,), ())
 THERE_AND_BACK = replace(PLAIN, prompt=3, threshold=1.0, window=12, verified=True, replicas=2)
 
 
@@ -171,6 +173,7 @@ THERE_AND_BACK = replace(PLAIN, prompt=3, threshold=1.0, window=12, verified=Tru
 @example(case=replace(PLAIN, lookahead=16, threshold=0.05, cuts=(10, 25), delays=(0.01, 0.0)))
 @example(case=replace(PLAIN, lookahead=16, threshold=0.02, temperature=0.7, delays=(0.01,)))
 @example(case=replace(PLAIN, lookahead=8, verified=True, window=1, delays=(0.01,)))
+@example(case=replace(PLAIN, verified=True, window=12, credits=1, burst=3, cuts=(20,)))
 def test_optimistic_says_what_blocking_says(case: Case) -> None:
     blocking, optimistic, shown = asyncio.run(answers(case))
     assert ids_of(blocking) == policy_says(case)

@@ -310,6 +310,13 @@ class Escalate(google.protobuf.message.Message):
     """Asks for the token at `position`; context 0 .. position-1 must have been sent.  Many may be in
     flight, in rising order; those that the cloud finds together it decides in one pass.
 
+    As many may be unanswered at once as Opened gives credits.  Sending an Escalate takes one; it is
+    back with the first decision for that step (what a burst adds takes none).  All of them are back
+    where no answer is to come any more: with a correction, with a Truncate, and on a new stream.
+    Both sides count so, each for itself, in the order of the messages it sends and gets; the edge
+    hears of an answer later than the cloud gives it, so an edge that keeps to its own count is never
+    over the cloud's.  One that is ends its session with INVALID_MESSAGE.
+
     Where the edge names its `guess` it goes on drafting from that meanwhile.  A decision that differs
     from the guess is a correction: what came after it, context and questions alike, was about a
     text that is no more, and the cloud ignores it up to the edge's next Truncate.
@@ -348,9 +355,10 @@ Global___Escalate: typing_extensions.TypeAlias = Escalate
 
 @typing.final
 class Truncate(google.protobuf.message.Message):
-    """Forgets context and decisions from `position` on.  Escalations from there on that are still
-    unanswered are withdrawn, and a burst that runs stops: they may get no (further) answer.  After a correction
-    it is where the edge goes on.  What the cloud decoded ahead of the edge's context stays.
+    """Forgets context and decisions from `position` on.  Every escalation that is still unanswered is
+    withdrawn, and a burst that runs stops: they may get no (further) answer, and one that comes all
+    the same repeats a step from before the Truncate.  After a correction it is where the edge goes on.
+    What the cloud decoded ahead of the edge's context stays.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -425,10 +433,13 @@ class Opened(google.protobuf.message.Message):
 
     MAX_POSITIONS_FIELD_NUMBER: builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: builtins.int
+    CREDITS_FIELD_NUMBER: builtins.int
     STORE_ID_FIELD_NUMBER: builtins.int
     max_positions: builtins.int
     """Limits of this cloud for this session."""
     max_message_bytes: builtins.int
+    credits: builtins.int
+    """Escalations that may be unanswered at once, 1 or more (see Escalate)."""
     store_id: builtins.bytes
     """Names the store that holds the session: 16 random bytes, new with every start of a replica.
     Replicas behind one address have a store each, and what one holds may be of a text that the
@@ -440,9 +451,10 @@ class Opened(google.protobuf.message.Message):
         *,
         max_positions: builtins.int = ...,
         max_message_bytes: builtins.int = ...,
+        credits: builtins.int = ...,
         store_id: builtins.bytes = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_message_bytes", b"max_message_bytes", "max_positions", b"max_positions", "store_id", b"store_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credits", b"credits", "max_message_bytes", b"max_message_bytes", "max_positions", b"max_positions", "store_id", b"store_id"]) -> None: ...
 
 Global___Opened: typing_extensions.TypeAlias = Opened
 

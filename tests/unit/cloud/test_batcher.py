@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,10 +26,12 @@ def work(
     *,
     urgent: bool = True,
     sampling: Sampling = GREEDY,
+    tenant: str = "alice",
 ) -> Work:
     """A new session's ids; decides the token after them unless told otherwise."""
     asked = (len(ids),) if decide is None else decide
-    return Work(MODEL.new_cache(0), 0, np.array(ids, np.int32), asked, None, sampling, urgent)
+    rows = np.array(ids, np.int32)
+    return Work(MODEL.new_cache(0), 0, rows, asked, None, sampling, urgent, tenant)
 
 
 def token_of(outcome: Outcome) -> int:
@@ -65,7 +68,7 @@ async def test_a_known_final_state_decides_without_a_pass(passes: list[list[int]
     async with Batcher(MODEL, threads=1) as batcher:
         first = work(decide=())
         state = (await batcher.run(first)).final_state
-        again = Work(first.cache, 6, np.empty(0, np.int32), (6,), state, GREEDY, urgent=True)
+        again = Work(first.cache, 6, np.empty(0, np.int32), (6,), state, GREEDY, True, "alice")
         assert [token_of(await batcher.run(again))] == FULL.continuation(PROMPT, 1)
     assert passes == [[6]]
 
@@ -185,3 +188,83 @@ def test_threads_are_the_workers_own() -> None:
     before = torch.get_num_threads()
     assert asyncio.run(used()) == 2
     assert torch.get_num_threads() == before
+
+
+async def test_a_tenant_with_a_hundred_sessions_lets_a_single_one_in(
+    passes: list[list[int]],
+) -> None:
+    """Alice's sessions bring a row each, and bob's two: each pass has room for both tenants."""
+    async with Batcher(MODEL, max_rows=4, threads=1) as batcher:
+        with closed_gate(MODEL) as gate:
+            tasks = [asyncio.create_task(batcher.run(work((1,))))]
+            await gate.entered.wait()
+            for waiting in [work((7,)) for _ in range(100)] + [
+                work((9, 9), tenant="bob") for _ in range(5)
+            ]:
+                tasks.append(asyncio.create_task(batcher.run(waiting)))
+            await eventually(lambda: len(batcher._queue) == 105)
+        await asyncio.gather(*tasks)
+    assert all(sorted(rows) == [1, 1, 2] for rows in passes[1:6])
+    assert all(rows == [1, 1, 1, 1] for rows in passes[6:-1])
+    assert sum(map(sum, passes)) == 1 + 100 + 10
+
+
+async def test_work_that_does_not_fit_goes_on_in_the_next_passes(
+    passes: list[list[int]],
+) -> None:
+    ids = tuple(i * 7 % 250 for i in range(10))
+    logits = FULL.run(ids)[1]
+    async with Batcher(MODEL, max_rows=4, threads=1) as batcher:
+        outcome = await batcher.run(work(ids, decide=(1, 4, 5, 10)))
+        assert passes == [[4], [4], [2]]
+        assert [choice.token_id for choice in outcome.choices] == [
+            int(logits[row].argmax()) for row in (0, 3, 4, 9)
+        ]
+
+
+async def test_work_that_is_cancelled_between_its_pieces_leaves_the_rest() -> None:
+    leaving = work(tuple(range(1, 11)))
+    async with Batcher(MODEL, max_rows=4, threads=1) as batcher:
+        with closed_gate(MODEL) as gate:
+            leaver = asyncio.create_task(batcher.run(leaving))
+            await gate.entered.wait()
+            leaver.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        assert leaving.cache.length == 4
+        assert not len(batcher._queue)
+        assert [token_of(await batcher.run(work()))] == FULL.continuation(PROMPT, 1)
+
+
+async def test_sessions_that_go_on_stay_in_the_same_passes(passes: list[list[int]]) -> None:
+    """Both bring their next token only when they have heard of the one before."""
+    now = itertools.count(0, 600)  # by this clock passes take so long that a pause is long, too
+
+    async def burst(batcher: Batcher, first: int) -> list[int]:
+        tokens, cache = [first], MODEL.new_cache(0)
+        for start in range(5):
+            piece = np.array(tokens[-1:], np.int32)
+            asked = (start + 1,)
+            waiting = Work(cache, start, piece, asked, None, GREEDY, True, "alice", start < 4)
+            tokens.append(token_of(await batcher.run(waiting)))
+        return tokens[1:]
+
+    async with Batcher(MODEL, threads=1, clock=lambda: float(next(now))) as batcher:
+        with closed_gate(MODEL) as gate:
+            running = asyncio.create_task(batcher.run(work((1,))))
+            await gate.entered.wait()
+            bursts = [asyncio.create_task(burst(batcher, first)) for first in (7, 9)]
+            await eventually(lambda: len(batcher._queue) == 2)
+        await running
+        assert await asyncio.gather(*bursts) == [FULL.continuation((t,), 5) for t in (7, 9)]
+    assert passes == [[1], *[[1, 1]] * 5]
+
+
+async def test_a_session_that_does_not_come_back_holds_nobody_up(passes: list[list[int]]) -> None:
+    async with Batcher(MODEL, threads=1) as batcher:
+        leaving = work((7,))
+        leaving.continues = True
+        await batcher.run(leaving)
+        assert [token_of(await batcher.run(work()))] == FULL.continuation(PROMPT, 1)
+    assert passes == [[1], [6]]

@@ -12,7 +12,14 @@ from cloud.context_manager import ContextStore, StoreLimits
 from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from cloud.metrics import CloudMetrics
-from cloud.quotas import EscalationRate, EscalationRates, Quota, Quotas, read_quotas
+from cloud.quotas import (
+    EscalationRate,
+    EscalationRates,
+    Quota,
+    Quotas,
+    TenantQuotas,
+    read_quotas,
+)
 from prepare.tiny_model import TINY_ARCHITECTURE as ARCH
 from shared.clock import ManualClock
 from shared.errors import BudgetExceededError, ConfigurationError
@@ -49,6 +56,21 @@ def test_a_tenant_differs_from_the_defaults_where_it_says_so(
     assert quotas.of("alice").budget_bytes == 1 << 19
     assert quotas.of("bob") == quotas.of("Example Ltd") == quotas.default
     assert quotas.default.budget_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("q.toml", '[default]\nsessions = 2\n[tenants.alice]\nsessions = "unlimited"\n'),
+        ("q.json", '{"default": {"sessions": 2}, "tenants": {"alice": {"sessions": null}}}'),
+    ],
+)
+def test_a_tenant_may_be_without_a_limit_that_others_have(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    quotas = read_quotas(tmp_path / name)
+    assert (quotas.of("alice").sessions, quotas.of("bob").sessions) == (None, 2)
 
 
 @pytest.mark.parametrize(
@@ -133,20 +155,43 @@ def test_all_sessions_of_a_tenant_share_its_rate_and_no_other_does() -> None:
     assert asked_until_refused(both.of("bob")) == 1000
 
 
+class Changing:
+    """Everybody's quota, and it may be another one later."""
+
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
+
+    def of(self, tenant: str) -> Quota:
+        return self.quota
+
+
+def test_a_rate_that_changes_counts_from_then_on() -> None:
+    clock, quotas = ManualClock(), Changing(Quota())
+    rate = EscalationRates(quotas, CloudMetrics(), clock=clock).of("alice")
+    assert asked_until_refused(rate) == 1000
+    quotas.quota = Quota(escalations_per_second=2, escalation_burst=3)
+    assert asked_until_refused(rate) == 3
+    quotas.quota = Quota(escalations_per_second=10, escalation_burst=5)
+    clock.advance(0.2)
+    assert asked_until_refused(rate) == 2
+    quotas.quota = Quota()
+    assert asked_until_refused(rate) == 1000
+
+
 # ---- sessions and bytes in the store -------------------------------------------------------------
 
 
 class Fixture:
     """A store of up to four sessions where alice has a quota."""
 
-    def __init__(self, quota: Quota) -> None:
+    def __init__(self, quota: Quota, quotas: TenantQuotas | None = None) -> None:
         self.clock, self.metrics = ManualClock(), CloudMetrics()
         self.store = ContextStore(
             ARCH,
             2,
             lambda first: KvCache(ARCH, first, torch.device("cpu"), torch.float32),
             StoreLimits(max_sessions=4),
-            quotas=Quotas(tenants={"alice": quota}),
+            quotas=quotas or Quotas(tenants={"alice": quota}),
             metrics=self.metrics,
             clock=self.clock,
             debug=True,
@@ -208,3 +253,34 @@ def test_bytes_beyond_a_quota_are_refused_and_nobody_loses_any() -> None:
     assert own.key in box.store
     labels = {"tenant": "alice", "quota": "bytes"}
     assert box.metrics.registry.get_sample_value("tandem_cloud_over_quota_total", labels) == 1
+
+
+def test_a_quota_that_shrinks_takes_what_is_idle_and_waits_for_the_rest() -> None:
+    quotas = Changing(Quota())
+    box = Fixture(Quota(), quotas)
+    oldest, newer = box.idle("alice", 1), box.idle("alice", 2)
+    used, other = box.fill(box.open("alice", 3)), box.fill(box.open("alice", 4))
+    quotas.quota = Quota(sessions=3)
+    box.store.quotas_changed()
+    assert oldest.key not in box.store
+    assert newer.key in box.store
+    quotas.quota = Quota(sessions=1)
+    box.store.quotas_changed()
+    assert newer.key not in box.store
+    assert {used.key in box.store, other.key in box.store} == {True}
+    with pytest.raises(BudgetExceededError, match="all 1 sessions"):
+        box.open("alice", 5)
+    box.store.release(used)  # and now it can go
+    assert used.key not in box.store
+    assert other.key in box.store
+
+
+def test_a_byte_quota_that_shrinks_takes_idle_caches_first() -> None:
+    quotas = Changing(Quota())
+    box = Fixture(Quota(), quotas)
+    first, second = box.idle("alice", 1), box.idle("alice", 2)
+    quotas.quota = Quota(budget_mb=1.5 * ONE)
+    box.store.quotas_changed()
+    assert first.cache is None
+    assert second.cache is not None
+    assert first.key in box.store

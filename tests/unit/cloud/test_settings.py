@@ -37,6 +37,18 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path: Path) -
     }
 
 
+def test_none_takes_away_what_a_weaker_source_says(tmp_path: Path) -> None:
+    file = tmp_path / "cloud.toml"
+    file.write_text('threads = 2\nmetrics = ":9464"\ntokens = "none"\nquotas = "q.toml"\n')
+    environment = {"TANDEM_CLOUD_METRICS": "None", "TANDEM_CLOUD_QUOTAS": "none"}
+    effective = load_settings({"threads": "none"}, config=file, environment=environment)
+    settings = effective.settings
+    assert (settings.threads, settings.metrics, settings.tokens, settings.quotas) == (None,) * 4
+    assert "# threads is not set (--threads)" in str(effective)
+    with pytest.raises(ConfigurationError, match="TANDEM_CLOUD_MAX_SESSIONS"):
+        load_settings({}, environment={"TANDEM_CLOUD_MAX_SESSIONS": "none"})
+
+
 def test_json_says_the_same_as_toml(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('host = "localhost"\nbudget_mb = 0.5\ninsecure = true\n')
     (tmp_path / "a.json").write_text(

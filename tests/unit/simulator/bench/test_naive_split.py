@@ -69,7 +69,7 @@ class FakeCloud(CollaborationServicer):
                 continue
             match body:
                 case Open():
-                    await say(Opened(0, 4096, 1 << 20))
+                    await say(Opened(0, 4096, 1 << 20, 64))
                 case Escalate():
                     await say(Decision(body.position, TOKEN, -0.5, 1000))
                 case Close():
@@ -108,7 +108,7 @@ async def report(say: Say, context: grpc.aio.ServicerContext) -> None:
 
 
 async def open_again(say: Say, _context: grpc.aio.ServicerContext) -> None:
-    await say(Opened(0, 4096, 1 << 20))
+    await say(Opened(0, 4096, 1 << 20, 64))
 
 
 async def test_the_fake_is_otherwise_a_cloud() -> None:

@@ -1,4 +1,4 @@
-"""A token file that changes while the cloud runs."""
+"""Files that change while the cloud runs: tokens, and quotas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cloud.auth import Authenticator, add_token, read_token_file
-from cloud.token_file import CHECK_SECONDS, TokenFile
+from cloud.quotas import QuotaFile
+from cloud.watched_file import CHECK_SECONDS, WatchedFile
 from shared.clock import ManualClock
 from shared.errors import AuthenticationError, ConfigurationError
 
@@ -22,8 +23,13 @@ class Box:
         self.path = folder / "tokens"
         self.alice = add_token(self.path, "alice")
         self.clock = ManualClock()
-        self.file = TokenFile(self.path, clock=self.clock)
+        self.reads = 0
+        self.file = WatchedFile(self.path, self._read, "token file", clock=self.clock)
         self._authenticator = Authenticator(self.file.current)
+
+    def _read(self, path: Path) -> list[tuple[str, str]]:
+        self.reads += 1
+        return read_token_file(path)
 
     def replace(self, text: str) -> None:
         """As an operator should: another file, renamed."""
@@ -88,10 +94,10 @@ def test_a_broken_file_leaves_the_tokens_and_is_logged_once(
     assert (box.tenant("b"), box.tenant(box.alice)) == ("bob", None)
 
 
-def test_an_unchanged_file_is_not_read_again(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloud.token_file.read_token_file", None)
+def test_an_unchanged_file_is_not_read_again(box: Box) -> None:
     box.clock.advance(CHECK_SECONDS)
     assert box.tenant(box.alice) == "alice"
+    assert box.reads == 1
 
 
 def test_reload_does_not_wait(box: Box) -> None:
@@ -102,10 +108,26 @@ def test_reload_does_not_wait(box: Box) -> None:
 
 def test_a_file_that_is_broken_from_the_start_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        TokenFile(tmp_path / "none")
+        WatchedFile(tmp_path / "none", read_token_file, "token file")
 
 
 def test_a_token_is_added_after_a_last_line_that_was_left_open(box: Box) -> None:
     box.path.write_text(line("carol", "c").rstrip())
     add_token(box.path, "bob")
     assert [tenant for tenant, _ in read_token_file(box.path)] == ["carol", "bob"]
+
+
+def test_quotas_change_when_somebody_looks(tmp_path: Path) -> None:
+    path, clock = tmp_path / "quotas.toml", ManualClock()
+    path.write_text("[default]\nsessions = 2\n")
+    file = QuotaFile(path, clock=clock)
+    path.write_text("[default]\nsessions = 30\n")
+    assert not file.look()  # not yet
+    clock.advance(CHECK_SECONDS)
+    assert file.of("alice").sessions == 2
+    assert file.look()
+    assert file.of("alice").sessions == 30
+    path.write_text("[default")
+    clock.advance(CHECK_SECONDS)
+    assert not file.look()
+    assert file.of("alice").sessions == 30

@@ -1,0 +1,216 @@
+"""Edges without models: each replays recorded sessions against a real cloud, one after the other.
+
+An edge sends the recorded frames at the recorded times of its own, and waits where the recorded one
+had waited, for as long as it takes.  All edges live on one event loop, each on a connection of its
+own.  A session whose cloud decides otherwise than when it was recorded (a tie that fell the other
+way) is left and counted as diverged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from benchmarks.load_recording import Await, Recording, Send
+from cloud.collaboration_service import SESSION_METHOD
+from protos.tandem.v1 import collaboration_pb2 as pb
+from shared.clock import monotonic
+from shared.errors import CloudUnavailableError
+
+# for one answer: more than this is a cloud that hangs
+_ANSWER_SECONDS = 120.0
+
+
+@dataclass
+class Tally:
+    """What all edges saw while it was ``counting``; lists are of seconds.
+
+    Attributes:
+        decisions: from a question to its answer, in a burst from the answer before.
+        gaps: between a token and the next of the same answer.
+        firsts: from the prompt to the first token.
+    """
+
+    counting: bool = False
+    tokens: int = 0
+    answers: int = 0
+    diverged: int = 0
+    decisions: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    firsts: list[float] = field(default_factory=list)
+
+    def decided(self, seconds: float) -> None:
+        """An answer came."""
+        if self.counting:
+            self.decisions.append(seconds)
+
+    def shown(self, seconds: float, *, first: bool) -> None:
+        """A token was shown so long after the one before it, or after the prompt."""
+        if self.counting:
+            self.tokens += 1
+            (self.firsts if first else self.gaps).append(seconds)
+
+    def ended(self, *, diverged: bool) -> None:
+        """An answer is complete, or went another way."""
+        if self.counting:
+            self.diverged += diverged
+            self.answers += not diverged
+
+
+class _DivergedError(Exception):
+    """The cloud decided otherwise than in the recording."""
+
+
+class _Replay:
+    """One session on the wire."""
+
+    def __init__(self, recording: Recording, channel: grpc.aio.Channel, tally: Tally) -> None:
+        self._recording, self._tally = recording, tally
+        self._call: Any = channel.stream_stream(SESSION_METHOD)()
+        self._asked: dict[int, float] = {}
+        self._decided: dict[tuple[int, int], int] = {}
+        self._opened = False
+        self._news = asyncio.Event()
+
+    async def run(self, speed: float) -> None:
+        """Replay to the end; ``speed`` divides the edge's own times."""
+        reading = asyncio.create_task(self._read(), name="replay")
+        try:
+            await self._play(reading, speed)
+            if not await _within(_ANSWER_SECONDS, reading):
+                raise CloudUnavailableError("the cloud did not close a session in time")
+        finally:
+            reading.cancel()
+            self._call.cancel()
+            await asyncio.wait([reading])
+
+    async def _play(self, reading: asyncio.Task[None], speed: float) -> None:
+        began, waited = monotonic(), 0.0
+        last, first = began, True
+        for event in self._recording.events:
+            delay = began + waited + event.time / speed - monotonic()
+            if delay > 0:
+                await asyncio.sleep(delay)
+            match event:
+                case Send(_, frame):
+                    await self._send(frame, reading)
+                case Await(_, step, position, token):
+                    since = monotonic()
+                    if await self._answer((step, position), reading) != token:
+                        raise _DivergedError
+                    waited += monotonic() - since
+                case _:
+                    now = monotonic()
+                    self._tally.shown(now - last, first=first)
+                    last, first = now, False
+
+    async def _send(self, frame: bytes, reading: asyncio.Task[None]) -> None:
+        message = pb.EdgeMessage.FromString(frame)
+        if message.HasField("open"):
+            message.open.session_id = os.urandom(16)  # or replays would resume one another
+            await self._call.write(message.SerializeToString())
+            await self._wait(lambda: self._opened, reading)
+            return
+        if message.HasField("escalate"):
+            self._asked[message.step] = monotonic()
+        await self._call.write(frame)
+
+    async def _answer(self, to: tuple[int, int], reading: asyncio.Task[None]) -> int:
+        await self._wait(lambda: to in self._decided, reading)
+        return self._decided[to]
+
+    async def _wait(self, ready: Callable[[], bool], reading: asyncio.Task[None]) -> None:
+        deadline = monotonic() + _ANSWER_SECONDS
+        while not ready():
+            if reading.done():
+                reading.result()
+                raise _DivergedError  # it closed the session before it said what we wait for
+            self._news.clear()
+            news = asyncio.ensure_future(self._news.wait())
+            try:
+                await asyncio.wait(
+                    [news, reading],
+                    timeout=deadline - monotonic(),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                news.cancel()
+            if monotonic() >= deadline:
+                raise CloudUnavailableError(f"no answer in {_ANSWER_SECONDS:.0f} s")
+
+    async def _read(self) -> None:
+        async for frame in self._call:
+            message, now = pb.CloudMessage.FromString(frame), monotonic()
+            if message.HasField("error"):
+                raise CloudUnavailableError(f"the cloud ended a session: {message.error.message}")
+            if message.HasField("decision"):
+                self._tally.decided(now - self._asked[message.step])
+                self._asked[message.step] = now  # a burst goes on from here
+                self._decided[message.step, message.position] = message.decision.token_id
+            self._opened = True
+            self._news.set()
+
+
+async def _within(seconds: float, task: asyncio.Task[None]) -> bool:
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if done:
+        task.result()
+    return bool(done)
+
+
+async def load(
+    address: str,
+    recordings: Sequence[Recording],
+    edges: int,
+    *,
+    speed: float,
+    seconds: float,
+    warm_up: float,
+    began: Callable[[], None],
+) -> Tally:
+    """Start ``edges`` edges one by one in the first half of ``warm_up`` seconds, and from its end
+    on count for ``seconds``; ``began`` is called between the two.  What is under way at the end is
+    given up."""
+    tally = Tally()
+
+    async def edge(number: int) -> None:
+        await asyncio.sleep(warm_up / 2 * number / edges)
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            for recording in _from(recordings, number):
+                try:
+                    await _Replay(recording, channel, tally).run(speed)
+                except _DivergedError:
+                    tally.ended(diverged=True)
+                else:
+                    tally.ended(diverged=False)
+
+    running = [asyncio.create_task(edge(number), name=f"edge {number}") for number in range(edges)]
+    try:
+        for length in (warm_up, seconds):
+            done, _ = await asyncio.wait(
+                running, timeout=length, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()  # edges end only by a fault
+            if not tally.counting:
+                tally.counting = True
+                began()
+        tally.counting = False
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return tally
+
+
+def _from(recordings: Sequence[Recording], number: int) -> Iterator[Recording]:
+    """Each edge begins with another one."""
+    return itertools.islice(itertools.cycle(recordings), number % len(recordings), None)

@@ -1,0 +1,97 @@
+"""vLLM's CPU backend under the same load: so many answers at once, one after the other each.
+
+``python -m benchmarks.vllm_load MODEL_FOLDER ROOM THREADS EDGES``, spoken to line by line
+(:mod:`simulator.bench.worker_process`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from simulator.bench.worker_process import Reply, claim_stdout, serve
+
+
+class VllmLoad:
+    """Greedy decoding of token ids, float32, continuous batching as vLLM has it."""
+
+    def __init__(self, model: str, room: int, edges: int) -> None:
+        from vllm import LLM, SamplingParams  # noqa: PLC0415  the parent asked whether it is there
+
+        self._parameters = SamplingParams
+        self._edges = edges
+        self._engine: Any = LLM(
+            model=model,
+            dtype="float32",
+            max_model_len=room,
+            max_num_seqs=edges,
+            skip_tokenizer_init=True,
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+        ).llm_engine
+
+    def answer(self, request: Reply) -> Reply:
+        """``prompts`` (token ids) over and over, for ``warm_up`` and then ``seconds``: what
+        :class:`benchmarks.load_replay.Tally` has, and processor seconds."""
+        prompts, stop = request["prompts"], request["stop_token_ids"]
+        parameters = self._parameters(
+            temperature=0.0, max_tokens=request["max_tokens"], stop_token_ids=stop, detokenize=False
+        )
+        turns = {edge: edge for edge in range(self._edges)}
+        seen: dict[str, tuple[int, float]] = {}  # tokens so far, and when the last one came
+
+        def begin(edge: int) -> None:
+            ids = prompts[turns[edge] % len(prompts)]
+            turns[edge] += 1
+            name = f"{edge}/{turns[edge]}"
+            seen[name] = (0, time.perf_counter())
+            self._engine.add_request(name, {"prompt_token_ids": ids}, parameters)
+
+        for edge in turns:
+            begin(edge)
+        tokens = answers = 0
+        gaps: list[float] = []
+        firsts: list[float] = []
+        start = time.perf_counter() + request["warm_up"]
+        used = None
+        while (now := time.perf_counter()) < start + request["seconds"]:
+            if used is None and now >= start:
+                used = time.process_time()
+            for output in self._engine.step():
+                now = time.perf_counter()
+                count, last = seen[output.request_id]
+                new = len(output.outputs[0].token_ids) - count
+                seen[output.request_id] = (count + new, now)
+                if used is not None and new:
+                    tokens += new
+                    (gaps if count else firsts).append(now - last)
+                if output.finished:
+                    answers += used is not None
+                    del seen[output.request_id]
+                    begin(int(output.request_id.partition("/")[0]))
+        seconds = time.process_time() - (used or 0.0)
+        self._engine.abort_request(list(seen))
+        return {
+            "tokens": tokens,
+            "answers": answers,
+            "gaps": gaps,
+            "firsts": firsts,
+            "processor_seconds": seconds,
+        }
+
+
+def main() -> None:
+    """Load and serve."""
+    claim_stdout()
+    model, room, threads, edges = sys.argv[1], *(int(text) for text in sys.argv[2:5])
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or its time is another process's
+    engine = VllmLoad(model, room, edges)
+    serve({"threads": threads}, engine.answer)
+
+
+if __name__ == "__main__":
+    main()

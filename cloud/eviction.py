@@ -1,0 +1,165 @@
+"""Who gives way in the context store: places for new sessions, and room for those that grow.
+
+Over the cloud's budget idle sessions lose first their caches, which are rebuilt from the context,
+then everything, and their edges replay; the longest idle go first.  A session in use is never
+touched.  A tenant over its quota loses its own idle sessions in the same order, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cloud.held_session import HeldSession, SessionKey
+from cloud.logs import about
+from cloud.metrics import CloudMetrics
+from cloud.quotas import TenantQuotas
+from cloud.store_ledger import Ledger
+from shared.errors import BudgetExceededError
+
+_LOG = logging.getLogger("tandem.cloud")
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """What the store may hold.
+
+    Attributes:
+        budget_bytes: context and KV caches of all sessions together.
+        idle_seconds: how long a session without a stream is kept.
+        hidden_dtype: how hidden states are kept; float16 halves them and rounds those that did not
+            arrive as float16.  They are rounded before they are used, so a rebuilt cache is the
+            same to the bit.
+    """
+
+    budget_bytes: int = 4 << 30
+    max_sessions: int = 64
+    idle_seconds: float = 600.0
+    hidden_dtype: type[np.float32] | type[np.float16] = np.float32
+
+
+class Evictor:
+    """Works on the store's own ``sessions`` and their ``ledger``."""
+
+    def __init__(
+        self,
+        sessions: dict[SessionKey, HeldSession],
+        ledger: Ledger,
+        limits: StoreLimits,
+        quotas: TenantQuotas,
+        metrics: CloudMetrics,
+    ) -> None:
+        self._sessions, self._ledger = sessions, ledger
+        self._limits, self._quotas, self._metrics = limits, quotas, metrics
+
+    def forget(self, session: HeldSession) -> None:
+        """Take a session out, and off the ledger."""
+        del self._sessions[session.key]
+        self._ledger.remove(session)
+        session.clear()
+
+    def idle(self, tenant: str | None = None) -> list[HeldSession]:
+        """Sessions (of one tenant) without a stream, the longest idle first."""
+        idle = (session for session in self._of(tenant) if not session.in_use)
+        return sorted(idle, key=lambda session: session.last_used)
+
+    def make_place(self, tenant: str) -> None:
+        """Let idle sessions give way to a new one of ``tenant`` where there are too many.
+
+        Raises:
+            BudgetExceededError: all are in use; nobody has lost any then.
+        """
+        limit, quota = self._limits.max_sessions, self._quotas.of(tenant).sessions
+        if quota is not None and self._in_use(tenant) >= quota:
+            raise self._over_quota(
+                tenant, "sessions", f"all {quota} sessions that tenant {tenant} may hold"
+            )
+        if self._in_use() >= limit:
+            raise BudgetExceededError(
+                f"all {limit} sessions of this cloud are in use: try again later, or raise "
+                "--max-sessions on the cloud"
+            )
+        if quota is not None:
+            self._evict_while(lambda: self._ledger.of(tenant).sessions >= quota, tenant)
+        self._evict_while(lambda: len(self._sessions) >= limit)
+
+    def make_room(self, session: HeldSession, growth: int) -> None:
+        """Let idle sessions give way until ``session`` can grow by so many bytes.
+
+        Raises:
+            BudgetExceededError: what is in use does not leave so much; nobody has lost any then.
+        """
+        tenant, budget = session.key.tenant, self._limits.budget_bytes
+        allowed = self._quotas.of(tenant)
+        quota = allowed.budget_bytes
+        if quota is not None and self._bytes_in_use(tenant) + growth > quota:
+            raise self._over_quota(
+                tenant, "bytes", f"the {allowed.budget_mb:g} MiB that tenant {tenant} may hold"
+            )
+        if self._bytes_in_use() + growth > budget:
+            raise BudgetExceededError(
+                f"the cloud's memory budget of {budget >> 20} MiB is used up by sessions in use: "
+                "try again later, or raise --budget-mb on the cloud"
+            )
+        if quota is not None:
+            self._shrink_while(lambda: self._ledger.of(tenant).bytes + growth > quota, tenant)
+        self._shrink_while(lambda: self._ledger.bytes + growth > budget)
+
+    def keep_quota(self, tenant: str) -> None:
+        """Take from the idle sessions of a tenant that is over its quota, which may have shrunk."""
+        quota = self._quotas.of(tenant)
+        most, budget = quota.sessions, quota.budget_bytes
+        if most is not None:
+            self._evict_while(lambda: self._ledger.of(tenant).sessions > most, tenant)
+        if budget is not None:
+            self._shrink_while(lambda: self._ledger.of(tenant).bytes > budget, tenant)
+
+    def check(self) -> None:
+        """Assert that nothing is over the cloud's limits, and nobody over a quota who has anything
+        idle to give."""
+        assert self._ledger.bytes <= self._limits.budget_bytes, "the budget is exceeded"
+        assert len(self._sessions) <= self._limits.max_sessions
+        for tenant in {key.tenant for key in self._sessions}:
+            quota, held = self._quotas.of(tenant), self._ledger.of(tenant)
+            over = quota.sessions is not None and held.sessions > quota.sessions
+            over |= quota.budget_bytes is not None and held.bytes > quota.budget_bytes
+            assert not over or not self.idle(tenant), tenant
+
+    def _of(self, tenant: str | None) -> Iterable[HeldSession]:
+        sessions = self._sessions.values()
+        return (held for held in sessions if tenant is None or held.key.tenant == tenant)
+
+    def _in_use(self, tenant: str | None = None) -> int:
+        return sum(session.in_use for session in self._of(tenant))
+
+    def _bytes_in_use(self, tenant: str | None = None) -> int:
+        return sum(session.nbytes for session in self._of(tenant) if session.in_use)
+
+    def _over_quota(self, tenant: str, what: str, text: str) -> BudgetExceededError:
+        self._metrics.tenant(tenant).over_quota(what)
+        return BudgetExceededError(
+            f"{text} are in use: end a session, or ask the cloud's operator for a larger quota"
+        )
+
+    def _shrink_while(self, too_much: Callable[[], bool], tenant: str | None = None) -> None:
+        """Take from idle sessions, all their caches first, then all the rest."""
+        for session in self.idle(tenant):
+            if not too_much():
+                return
+            if session.cache is not None:
+                session.drop_cache()
+                self._ledger.update(session)
+                self._metrics.evictions.labels("cache").inc()
+                _LOG.debug("cache evicted", extra=about(session.key))
+        self._evict_while(too_much, tenant)
+
+    def _evict_while(self, too_much: Callable[[], bool], tenant: str | None = None) -> None:
+        for session in self.idle(tenant):
+            if not too_much():
+                return
+            self._metrics.evictions.labels("session").inc()
+            _LOG.debug("session evicted", extra=about(session.key))
+            self.forget(session)

@@ -1,0 +1,170 @@
+"""The load test: what is recorded is replayed as it was, and its figures say what they should."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import cloud_load
+from benchmarks.load_recording import Await, Recordings, Show, record
+from benchmarks.load_replay import load
+from benchmarks.load_report import (
+    CLOUD_ONLY,
+    COLLABORATIVE,
+    Row,
+    compare,
+    edges_at,
+    markdown_report,
+    percentile,
+)
+from edge.context_source import ContextCodec
+from edge.engine import GenerationOptions
+from edge.generation import Mode
+from shared.errors import ConfigurationError
+from tests.cloud_harness import serving, tiny_bundle
+from tests.edge_harness import full_answer
+
+PROMPTS = ("one", "and two")
+OPTIONS = (
+    GenerationOptions(
+        Mode.COLLABORATIVE, threshold=0.3, max_tokens=12, context=ContextCodec.FLOAT32, window=4
+    ),
+    GenerationOptions(Mode.CLOUD_ONLY, max_tokens=12),
+)
+
+
+async def recorded() -> Recordings:
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+
+    made = await record(tiny_bundle(), PROMPTS, OPTIONS, "float32", {"threshold": 0.3}, advance)
+    assert done == len(made.sessions) == len(PROMPTS) * len(OPTIONS)
+    return made
+
+
+async def test_recordings_are_replayed_as_they_were(tmp_path: Path) -> None:
+    made = await recorded()
+    made.write(tmp_path / "r.gz")
+    read = Recordings.read(tmp_path / "r.gz")
+    assert [(s.mode, s.prompt_ids, s.tokens) for s in read.sessions] == [
+        (s.mode, s.prompt_ids, s.tokens) for s in made.sessions
+    ]
+    assert read.about == {"threshold": 0.3, "fingerprint": tiny_bundle().manifest.fingerprint}
+    for session in read.sessions:
+        assert session.events[0].time == 0
+        assert all(isinstance(event.time, float) and event.time >= 0 for event in session.events)
+        assert sum(isinstance(event, Show) for event in session.events) == session.tokens
+    for session in read.of(CLOUD_ONLY):
+        answer = [event.token for event in session.events if isinstance(event, Await)]
+        assert answer == full_answer(session.prompt_ids, 12)
+    moments: list[str] = []
+    async with serving() as server:
+        for mode in (COLLABORATIVE, CLOUD_ONLY):
+            tally = await load(
+                server.address,
+                read.of(mode),
+                3,
+                speed=4.0,
+                seconds=2.0,
+                warm_up=0.2,
+                began=lambda: moments.append(mode),  # noqa: B023  called before the next mode
+            )
+            assert moments[-1] == mode
+            assert tally.answers > 0
+            assert tally.diverged == 0
+            assert tally.tokens == len(tally.gaps) + len(tally.firsts) > 0
+            assert min(tally.decisions) > 0
+
+
+async def test_another_decision_than_the_recorded_one_is_counted() -> None:
+    made = await recorded()
+    (session, *_) = made.of(CLOUD_ONLY)
+    wrong = [
+        replace(event, token=event.token + 1) if isinstance(event, Await) else event
+        for event in session.events
+    ]
+    async with serving() as server:
+        tally = await load(
+            server.address,
+            [replace(session, events=tuple(wrong))],
+            1,
+            speed=9.0,
+            seconds=1.0,
+            warm_up=0.0,
+            began=lambda: None,
+        )
+    assert tally.diverged > 0
+    assert (tally.answers, tally.tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("text", [b"", b"no gzip at all"])
+def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "r.gz").write_bytes(text)
+    with pytest.raises(ConfigurationError, match="holds no recordings"):
+        Recordings.read(tmp_path / "r.gz")
+
+
+def row(contender: str, edges: int, p99: float, cloud_seconds: float = 0.01) -> Row:
+    return Row(
+        contender, edges, 10.0, 100, 5, 0, 10.0, 5.0, 2.0, 9.0, 20.0, 50.0, 9.0, p99, 9.0,
+        cloud_seconds, 0.1,
+    )  # fmt: skip
+
+
+def test_edges_at_a_p99_lie_between_the_measured_ones() -> None:
+    rows = [row(COLLABORATIVE, 8, 100), row(COLLABORATIVE, 1, 50), row(COLLABORATIVE, 32, 400)]
+    assert edges_at(rows, 49) is None
+    assert edges_at(rows, 100) == (8.0, False)
+    edges, at_least = edges_at(rows, 200) or (0.0, True)
+    assert math.isclose(edges, 16.0)
+    assert not at_least
+    assert edges_at(rows, 401) == (32.0, True)
+
+
+def test_the_comparison_is_at_equal_p99() -> None:
+    rows = [row(COLLABORATIVE, 8, 100), row(COLLABORATIVE, 32, 400)]
+    rows += [row(CLOUD_ONLY, 1, 50), row(CLOUD_ONLY, 8, 200), row(CLOUD_ONLY, 32, 900)]
+    found = compare(rows, CLOUD_ONLY)
+    assert [(c.other_edges, round(c.ratio, 3), c.at_least) for c in found] == [
+        (8, 2.0, False),
+        (32, 1.0, True),
+    ]
+    text = markdown_report("python -m benchmarks.cloud_load", rows, ["a machine"], [])
+    assert "16.0 collaborative edges, 2.00 times" in text
+    assert "at least 32.0 collaborative edges" in text
+
+
+@pytest.mark.parametrize(("percent", "wanted"), [(50, 2), (99, 4), (100, 4), (0, 1)])
+def test_percentiles_are_values_that_occurred(percent: float, wanted: float) -> None:
+    assert percentile([4, 1, 3, 2], percent) == wanted
+
+
+def test_the_command_records_measures_keeps_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "one"}) + "\n")
+    command = ["--bundle", str(tiny_bundle().folder), "--recording", str(tmp_path / "r.gz")]
+    command += ["--prompts", str(prompts), "--precision", "float32", "--max-tokens", "6"]
+    command += ["--out", str(tmp_path / "out"), "--edges", "2", "--seconds", "1", "--warm-up", "0"]
+    command += ["--threads", "1", "--report", str(tmp_path / "report.md"), "--json"]
+    assert cloud_load.main(command) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {r["contender"] for r in rows} >= {COLLABORATIVE, CLOUD_ONLY}
+    for measured in rows:
+        assert measured["edges"] == 2
+        assert measured["cloud_seconds"] > 0
+    (of_us,) = (r for r in rows if r["contender"] == COLLABORATIVE)
+    assert of_us["passes_per_second"] > 0
+    assert of_us["positions_per_pass"] > 0
+    assert "--edges 2" in (tmp_path / "report.md").read_text()
+    assert cloud_load.main(command) == 0  # from the journal
+    assert json.loads(capsys.readouterr().out)["rows"] == rows
+    assert cloud_load.main([*command, "--seconds", "2"]) == 2  # other settings, same folder
