@@ -202,14 +202,14 @@ class ContextStore:
         return cache
 
     def truncate(self, session: HeldSession, position: int) -> None:
-        """Forget context, keys, values and decisions from ``position`` on."""
+        """Forget context, keys and values from ``position`` on, and what was decided from them."""
         session.own = max(0, min(session.own, position - session.confirmed))
         session.context.length = min(session.context.length, position)
         if session.cache is not None:
             session.cache.length = min(session.cache.length, position)
         if session.final_state is not None and session.final_state[0] >= position:
             session.final_state = None
-        for decided in [p for p in session.decisions if p >= position]:
+        for decided in [p for p in session.decisions if p > position]:
             del session.decisions[decided]
         self._changed()
 

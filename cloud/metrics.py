@@ -58,8 +58,9 @@ class CloudMetrics:
         self._corrections = self._counter(
             "corrections", "Answers other than the edge's guess.", "tenant"
         )
-        self._burst_tokens = self._counter(
-            "burst_tokens", "Tokens the cloud decoded by itself.", "tenant"
+        self._burst_tokens = self._counter("burst_tokens", "Tokens that bursts added.", "tenant")
+        self._lookahead_tokens = self._counter(
+            "lookahead_tokens", "Tokens decoded ahead of the edges' questions.", "tenant"
         )
         self._compute = self._counter("compute_seconds", "Share of the passes' time.", "tenant")
         self._over_quota = self._counter("over_quota", "Refusals.", "tenant", "quota")
@@ -108,6 +109,7 @@ class TenantMetrics:
         self.escalations = metrics._escalations.labels(tenant)
         self.corrections = metrics._corrections.labels(tenant)
         self.burst_tokens = metrics._burst_tokens.labels(tenant)
+        self.lookahead_tokens = metrics._lookahead_tokens.labels(tenant)
         self.compute_seconds = metrics._compute.labels(tenant)
         self.decision_seconds = metrics.decision_seconds
         self._over_quota, self._tenant = metrics._over_quota, tenant

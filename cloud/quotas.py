@@ -149,6 +149,11 @@ class EscalationRate:
             )
         self._left -= 1
 
+    @property
+    def has_left(self) -> bool:
+        """Whether a question would be taken now; what nobody asked for needs that."""
+        return self._fill() is None or self._left >= 1
+
     def add_burst_token(self) -> None:
         """Count a token that the cloud decodes by itself."""
         if self._fill() is not None:

@@ -113,8 +113,10 @@ class SessionEngine:
         rows = unpack()
         if self._session.own:  # which may have to give way
             await self._pause()
-        self._store.append(self._session, position, rows)
-        self._heeded_step, self._interrupted = step, False
+        if not self._astray:  # what ran meanwhile may have been a correction
+            self._store.append(self._session, position, rows)
+            self._heeded_step = step
+        self._interrupted = False
         self._changed.set()
 
     async def escalate(self, step: int, asks: Escalate) -> None:
@@ -162,6 +164,7 @@ class SessionEngine:
 
     async def finish(self) -> None:
         """Wait until every escalation is answered."""
+        self._lookahead = 0
         await self._until(lambda: not self._pending and not self._busy)
 
     def _burst_ahead(self) -> bool:
@@ -170,6 +173,8 @@ class SessionEngine:
     async def _pause(self) -> None:
         """Wait until nothing runs (a burst stops), and let nothing begin."""
         self._interrupted = True
+        if self._catching_up is not None:
+            self._catching_up.urgent = True
         await self._until(lambda: not self._busy)
 
     async def _until(self, ready: Callable[[], bool]) -> None:
@@ -206,7 +211,7 @@ class SessionEngine:
         return self._session.held - self._session.computed >= CATCH_UP_FROM and not self._astray
 
     def _may_look_ahead(self) -> bool:
-        if not self._lookahead:
+        if not self._lookahead or not self._rate.has_left:
             return False
         session = self._session
         said = session.decisions.get(session.held)
@@ -236,7 +241,6 @@ class SessionEngine:
                 self._pending.clear()
                 if self._lookahead and question.position < session.confirmed:  # it begins here
                     self._store.truncate(session, question.position)
-                    session.decisions[question.position] = choice
                 self._changed.set()
             await self._reply(question.step, question.position, choice, question.asked)
             if question.burst and (corrected or question.always_bursts):
@@ -245,8 +249,9 @@ class SessionEngine:
                 return
 
     async def _burst(self, question: _Question, choice: Choice) -> None:
-        """Go on from the answer to ``question``."""
+        """Go on from the answer to ``question``; what the edge had not heard of gives way."""
         session, position = self._session, question.position
+        self._store.truncate(session, session.confirmed)
         for _ in range(question.burst):
             if self._interrupted or choice.token_id in self._stop_tokens:
                 return
@@ -281,11 +286,11 @@ class SessionEngine:
             position = session.held
             if position not in session.decisions:
                 await self._decide([position], urgent=False)
-        except BudgetExceededError:  # nobody asked: the session can go on without
+        except (BudgetExceededError, InvalidMessageError):  # nobody asked: it goes without
             self._lookahead = 0
             return
         self._rate.add_burst_token()
-        self._usage.burst_tokens.inc()
+        self._usage.lookahead_tokens.inc()
         decision = _decision(position, session.decisions[position], self._clock() - began)
         base = min(position, session.confirmed)
         await self._send(CloudMessage(self._heeded_step, Ahead(decision, base)))

@@ -178,6 +178,7 @@ class CloudSession:
         self._truncations: deque[tuple[int, int]] = deque()  # steps and positions, while they count
         self._ahead = Lookahead(text)
         self._flush_to = 0
+        self._asked_ahead = False
         self._store_id = b""  # of the store that held the session on the last connection
         self._questions: dict[int, Question] = {}  # in the order of their positions
         self._unanswered: set[int] = set()  # steps that took a credit on this connection
@@ -451,6 +452,7 @@ class CloudSession:
                     self._backlog.asked(question.position, question.heard_at)
                     guess = None if question.answered else question.guess
                     at, rest = question.next_position, question.expected - 1
+                    self._asked_ahead |= question.lookahead > 0
                     await self._write(call, Escalate(at, rest, guess, question.lookahead))
                 elif self._context_is_due():
                     start, stop = self._sent, min(self._offered, self._sent + rows)
@@ -490,7 +492,7 @@ class CloudSession:
                     self._wake.set()
                     if self._unsent_truncation is not None or message.step < self._truncation_step:
                         continue  # it answers a question about text that was withdrawn since
-                    self._unproven_truncation = None
+                    self._prove_truncation(message.step)
                     self._hand_over(decision)
                 case Ahead() as ahead:
                     self._take_ahead(message.step, ahead)
@@ -515,18 +517,31 @@ class CloudSession:
 
         It may be what the oldest question waits for.
         """
-        while self._truncations and self._truncations[0][0] <= step:
-            self._truncations.popleft()
+        if not self._asked_ahead:
+            raise InvalidMessageError("the cloud says words ahead that it was not asked for")
+        self._prove_truncation(step)
         unsent = self._unsent_truncation
         withdrawn = [at for _, at in self._truncations] + ([] if unsent is None else [unsent])
         if min(withdrawn, default=ahead.base) < ahead.base:
             return
+        if self._observer is not None:
+            taken = ahead.decision.cloud_microseconds / 1e6
+            self._observer.decided(taken, taken, in_burst=True)
         self._ahead.add(ahead)
         question = next(iter(self._questions.values()), None)
         if question is not None and not question.burst:
             decision = self.said_ahead(question.position)
             if decision is not None:
+                self._backlog.answered(question.position, self._clock())
                 self._answer(question, decision)
+
+    def _prove_truncation(self, step: int) -> None:
+        """The cloud has heeded all up to ``step``."""
+        while self._truncations and self._truncations[0][0] <= step:
+            self._truncations.popleft()
+        unsent = self._unsent_truncation is not None
+        if not (unsent or self._astray) and step >= self._truncation_step:
+            self._unproven_truncation = None
 
     def _answer(self, question: Question, decision: Decision) -> None:
         question.answer(decision)

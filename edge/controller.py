@@ -14,20 +14,20 @@ from edge.context_source import ContextCodec
 from edge.cost_model import BYTES_PER_ELEMENT, MOST_WINDOW, CostModel, nearest_point
 from edge.exit_policy import DEFAULT_THRESHOLD, threshold_for
 from edge.link_monitor import Conditions
-from edge.plan import BURST_UNLIMITED, Plan
+from edge.plan import BURST_UNLIMITED, MOST_LOOKAHEAD, Plan
 from shared.errors import ConfigurationError
 from shared.model_bundle import OperatingPoint
 
 LEAST_GAIN = 0.10  # of the previous plan's score, before it is given up
 TIE = 0.02  # within which the better agreement counts for more
 COST_PRICE = 1.0  # seconds of waiting for a cloud token, where the aim is cost and none is named
-AHEAD = 16  # tokens that the cloud may decode ahead, where it does
 ANSWER_TOKENS = 100  # of an answer whose length nobody told
 
 _GUESS_PRIOR, _GUESS_PRIOR_COUNT = 0.5, 8
+_UNSURE_PRIOR_COUNT = 16
 _UNKNOWN_BYTES_PER_SECOND = 125_000.0  # a thin link, until one has been measured
 _MOST_COST_WINDOW = 2
-_ANY_WINDOW = 1
+_ANY_WINDOW = 1  # in plans whose window is yet to be chosen
 _HIDDEN_CODECS = (ContextCodec.FP16, ContextCodec.INT8, ContextCodec.INT4)
 _FROM_LOSSY_TO_EXACT = [*reversed(BYTES_PER_ELEMENT), ContextCodec.TOKENS]
 # of a bundle that was never measured; the threshold is the only one that it can be run at
@@ -162,7 +162,7 @@ def _allowed_shapes(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Pl
     else:
         codecs = (ContextCodec.TOKENS, *_HIDDEN_CODECS)
     if wishes.aim is Aim.QUALITY:
-        ahead = AHEAD if codecs[0] is ContextCodec.TOKENS else 0
+        ahead = MOST_LOOKAHEAD if codecs[0] is ContextCodec.TOKENS else 0
         return [Plan(verifiable, _ANY_WINDOW, 0, codecs[0], verified=True, lookahead=ahead)]
     accepting = [(threshold, False) for threshold in thresholds]
     verifying = [(verifiable, True)]
@@ -183,7 +183,7 @@ def _by_itself(codec: ContextCodec, wishes: Wishes) -> list[tuple[int, int]]:
         return [(0, 0), (BURST_UNLIMITED, 0)]
     if wishes.aim is Aim.COST:
         return [(0, 0)]
-    return [(0, 0), (BURST_UNLIMITED, 0), (0, AHEAD)]
+    return [(0, 0), (BURST_UNLIMITED, 0), (0, MOST_LOOKAHEAD)]
 
 
 def _thresholds(points: Sequence[OperatingPoint], wishes: Wishes) -> tuple[list[float], float]:
@@ -282,6 +282,7 @@ def _cost_model(
     if measured is not None:
         guess = (measured * count + _GUESS_PRIOR * prior) / (count + prior)
     table = points or (_ASSUMED_POINT,)
+    reference = nearest_point(table, previous.threshold if previous else DEFAULT_THRESHOLD)
     return CostModel(
         rtt=rtt,
         edge=edge,
@@ -289,13 +290,23 @@ def _cost_model(
         cloud_token=cloud_pass if cloud_token is None else cloud_token,
         bytes_per_second=conditions.up_bytes_per_second or _UNKNOWN_BYTES_PER_SECOND,
         guess_agreement=guess,
-        reference=nearest_point(table, previous.threshold if previous else DEFAULT_THRESHOLD),
+        unsure=_times_unsure(conditions, reference),
+        reference=reference,
         points=table,
         hidden_layer_share=(layers - cut) / layers,
         hidden_size=hidden_size,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
     )
+
+
+def _times_unsure(conditions: Conditions, reference: OperatingPoint) -> float:
+    """How many times as many tokens are unsure here as where the table was measured."""
+    share, count, prior = conditions.unsure_share, conditions.unsure_count, _UNSURE_PRIOR_COUNT
+    if share is None or not reference.escalation_rate:
+        return 1.0
+    here = (share * count + reference.escalation_rate * prior) / (count + prior)
+    return here / reference.escalation_rate
 
 
 def _compared(

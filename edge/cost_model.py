@@ -19,7 +19,7 @@ are::
     optimistic   s + r (R + c + e/2) + stall        e/2: the token under way at a rollback
     stall        r z/(1-z) max(0, R + c - W s/q)    z = (1 - r/q)^W: a run that fills the window
     verified     as optimistic with q = 1 and r the share of all tokens that are guessed wrong
-    ahead        s + g + d (R + c) if that is less       where the cloud decodes ahead
+    ahead        s + g + d (R + c)                      where the cloud decodes ahead
     burst        (T (s + stall) + P (R + c + e/2) + (N - T) g) / N
                  P = 1 - (1-r)^N: an answer is corrected; T = P/r: tokens up to there
 
@@ -52,7 +52,8 @@ BYTES_PER_ELEMENT = {
 
 @dataclass(frozen=True)
 class CostModel:
-    """The formulas of this module.  ``reference`` is where ``guess_agreement`` was measured."""
+    """The formulas of this module.  ``reference`` is where ``guess_agreement`` was measured, and
+    ``unsure``: how many times as many tokens are unsure here as the table says."""
 
     rtt: float
     edge: float
@@ -60,6 +61,7 @@ class CostModel:
     cloud_token: float
     bytes_per_second: float
     guess_agreement: float
+    unsure: float
     reference: OperatingPoint
     points: Sequence[OperatingPoint]
     hidden_layer_share: float
@@ -79,7 +81,7 @@ class CostModel:
             step, correction = pace + (asked - wrong) * wait, wait
         if not plan.burst:
             asking = step + wrong * correction
-            return prompt + (min(asking, self._ahead(plan)) if plan.lookahead else asking)
+            return prompt + (self._ahead(plan) if plan.lookahead else asking)
         drafted, corrected = self._until_correction(wrong)
         alone = self.answer_tokens - drafted
         total = drafted * step + corrected * correction + alone * self.cloud_token
@@ -118,18 +120,21 @@ class CostModel:
         return nearest_point(self.points, plan.threshold)
 
     def _asked(self, plan: Plan) -> float:
-        return 1.0 if plan.verified else self._point(plan).escalation_rate
+        return 1.0 if plan.verified else self._unsure(self._point(plan))
+
+    def _unsure(self, point: OperatingPoint) -> float:
+        return min(1.0, point.escalation_rate * self.unsure)
 
     def _wrong(self, plan: Plan) -> float:
         """``r``: by what accepting more or less than at the reference adds to the agreement, held
         against what the reference's share of right guesses would give: guesses are better where
         more tokens count as unsure."""
         point, there = self._point(plan), self.reference
-        by_share = point.escalation_rate * (1.0 - self.guess_agreement)
-        at_reference = there.escalation_rate * (1.0 - self.guess_agreement)
+        by_share = self._unsure(point) * (1.0 - self.guess_agreement)
+        at_reference = self._unsure(there) * (1.0 - self.guess_agreement)
         by_agreement = at_reference + point.agreement - there.agreement
         pick = max if point.threshold < there.threshold else min
-        unsure_wrong = min(point.escalation_rate, max(0.0, pick(by_share, by_agreement)))
+        unsure_wrong = min(self._unsure(point), max(0.0, pick(by_share, by_agreement)))
         return min(1.0, unsure_wrong + (1.0 - point.agreement) * plan.verified)
 
     def _wait(self, plan: Plan) -> float:

@@ -6,10 +6,12 @@ import math
 from collections import deque
 from statistics import median
 
+from edge.plan import MOST_LOOKAHEAD
+
 _SAMPLES = 7
 # while nothing is measured yet
 _FIRST_LEAST_CHANCE = 0.1
-_MOST_LOOKAHEAD = 16
+_LEAST_PASS_SECONDS = 1e-3
 
 
 class DraftWorth:
@@ -52,15 +54,16 @@ class DraftWorth:
         self._passes.append(cloud_seconds)
 
     def lookahead(self, *, every_token: bool) -> int:
-        """Tokens that the cloud should decode ahead; where it decides every token none of its
-        passes is in vain."""
+        """Tokens that the cloud should decode ahead; all it can where it decides every token, which
+        was the faster at every round trip (``docs/results-escalation.md``)."""
         if every_token:
-            return _MOST_LOOKAHEAD
+            return MOST_LOOKAHEAD
         way = median(self._ways) if self._ways else self._earlier_round_trip
         if way is None or not self._passes or not self._steps:
             return 0
-        idle, each = way + median(self._steps), median(self._passes)
-        return min(_MOST_LOOKAHEAD, math.ceil(2 * idle / each)) if idle >= each else 0
+        idle = way + median(self._steps)
+        each = max(_LEAST_PASS_SECONDS, median(self._passes))
+        return min(MOST_LOOKAHEAD, math.ceil(2 * idle / each)) if idle >= each else 0
 
     @property
     def least_chance(self) -> float:

@@ -209,6 +209,8 @@ class EdgeGeneration:
         new_positions = len(self._text) - self._state.positions
         await self._take_in()
         draft = await self._judge(request)
+        if self._steering is not None:
+            self._steering.judged(unsure=not draft.accepted)
         if self._plan.verified or not draft.accepted:
             draft = self._escalate(request, draft)
         if new_positions == 1:  # neither a prompt nor a burst

@@ -24,9 +24,12 @@ class Conditions:
         up_bytes_per_second: rate of uploads.
         edge_token_seconds: the edge's own time for a token, exits included.
         cloud_pass_seconds: the cloud's time to decide a question, were it to run all layers.
-        cloud_token_seconds: the cloud's time for each token that it decodes by itself.
+        cloud_token_seconds: the cloud's time for each token that it decodes by itself; while it has
+            not, that of the fastest question, so that letting it is not ruled out untried.
         guess_agreement: share of unsure tokens that the deepest exit guessed right.
         guess_count: questions that ``guess_agreement`` rests on.
+        unsure_share: share of drafted tokens that no exit was sure of.
+        unsure_count: tokens that ``unsure_share`` rests on.
     """
 
     rtt_seconds: float | None = None
@@ -36,6 +39,8 @@ class Conditions:
     cloud_token_seconds: float | None = None
     guess_agreement: float | None = None
     guess_count: int = 0
+    unsure_share: float | None = None
+    unsure_count: int = 0
 
 
 class LinkMonitor:
@@ -51,8 +56,7 @@ class LinkMonitor:
         self._upload_rates = _Samples(LINK_MEMORY_SECONDS)
         self._cloud_passes, self._cloud_tokens = _Samples(), _Samples()
         self._edge_tokens = _Samples()
-        self._guess_agreement = 0.0
-        self._guess_count = 0
+        self._guesses, self._unsure = _Share(), _Share()
         self._alive = True
 
     @property
@@ -95,9 +99,11 @@ class LinkMonitor:
         flatter the guesses.
         """
         if unsure:
-            self._guess_count += 1
-            weight = 1 / min(self._guess_count, GUESS_MEMORY)
-            self._guess_agreement += (agreed - self._guess_agreement) * weight
+            self._guesses.add(agreed)
+
+    def judged(self, unsure: bool) -> None:
+        """The exits looked at a token: whether none was sure of it."""
+        self._unsure.add(unsure)
 
     def lost(self) -> None:
         """The link is gone, and what was known of it."""
@@ -117,10 +123,25 @@ class LinkMonitor:
             up_bytes_per_second=self._upload_rates.median(now),
             edge_token_seconds=self._edge_tokens.median(now),
             cloud_pass_seconds=self._cloud_passes.median(now),
-            cloud_token_seconds=self._cloud_tokens.median(now),
-            guess_agreement=self._guess_agreement if self._guess_count else None,
-            guess_count=self._guess_count,
+            cloud_token_seconds=self._cloud_tokens.median(now) or self._cloud_passes.least(now),
+            guess_agreement=self._guesses.value,
+            guess_count=self._guesses.count,
+            unsure_share=self._unsure.value,
+            unsure_count=self._unsure.count,
         )
+
+
+class _Share:
+    """A share: the plain mean at first, then one that forgets."""
+
+    def __init__(self) -> None:
+        self.value: float | None = None
+        self.count = 0
+
+    def add(self, is_one: bool) -> None:
+        self.count += 1
+        before = self.value or 0.0
+        self.value = before + (is_one - before) / min(self.count, GUESS_MEMORY)
 
 
 class _Samples:
@@ -137,5 +158,11 @@ class _Samples:
         self._dated.clear()
 
     def median(self, now: float) -> float | None:
-        recent = [value for at, value in self._dated if now - at <= self._memory_seconds]
+        recent = self._recent(now)
         return median(recent) if recent else None
+
+    def least(self, now: float) -> float | None:
+        return min(self._recent(now), default=None)
+
+    def _recent(self, now: float) -> list[float]:
+        return [value for at, value in self._dated if now - at <= self._memory_seconds]

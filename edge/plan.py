@@ -13,6 +13,7 @@ from shared.messages import MAX_LOOKAHEAD
 DEFAULT_WINDOW = 8
 MAX_WINDOW = 64
 BURST_UNLIMITED = 1 << 20
+MOST_LOOKAHEAD = 16  # more is decoded only where it is asked for by number
 
 
 class Schedule(Enum):

@@ -76,6 +76,10 @@ class Steering:
         """The edge's own time for a token."""
         self._monitor.edge_token(seconds)
 
+    def judged(self, *, unsure: bool) -> None:
+        """The exits looked at a token."""
+        self._monitor.judged(unsure)
+
     def settled(self, *, unsure: bool, agreed: bool) -> None:
         """The cloud judged a guess."""
         self._monitor.question(unsure, agreed)

@@ -149,3 +149,26 @@ async def test_the_cloud_comes_back_over_a_slow_link(monkeypatch: pytest.MonkeyP
         ids = [token.token_id for token in seen]
         assert seen[-1].origin == "cloud"
         assert ids[-1:] == full_answer([*PROMPT, *ids[:-1]], 1)
+
+
+async def test_a_plan_may_change_between_looking_ahead_and_bursts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The text is then neither plan's, and each word of the cloud's is the full model's."""
+    ahead = Plan(0.1, 4, 0, TOKENS, least_chance=0.0, lookahead=8)
+    coming = cycle([ahead, ahead, ahead, replace(ahead, lookahead=0, burst=3)])
+    monkeypatch.setattr(edge.engine, "choose", lambda *_, **__: Choice(next(coming), "", None))
+    monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        BreakableLink(server.address, lambda: 0.003) as link,
+        edge_engine(link.address) as engine,
+    ):
+        for prompt in PROMPTS[:6]:
+            result = await engine.generate(prompt, GenerationOptions(Mode.AUTO, max_tokens=40))
+            assert not any(token.alone for token in result.tokens)
+            text = list(prompt)
+            for token in result.tokens:
+                if token.origin == "cloud":
+                    assert [token.token_id] == full_answer(text, 1)
+                text.append(token.token_id)

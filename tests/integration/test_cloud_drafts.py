@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloud.server import CloudServer
+from shared.errors import BudgetExceededError
 from shared.messages import Ahead, Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
 from shared.tensor_codec import Encoding, encode
 from tests.cloud_harness import (
@@ -244,7 +246,7 @@ async def test_what_was_said_ahead_does_not_outlive_the_stream() -> None:
         server.store.check()
 
 
-async def test_the_cloud_looks_no_further_than_the_stop_token_or_its_memory() -> None:
+async def test_the_cloud_looks_no_further_than_the_stop_token() -> None:
     stop = BUNDLE.manifest.tokenizer.stop_token_ids[0]
     prompt = next(
         (start, 3, 5) for start in range(200) if stop in FULL.continuation((start, 3, 5), 12)[1:]
@@ -274,3 +276,100 @@ async def test_a_lookahead_needs_token_ids() -> None:
         await client.send(Escalate(START, lookahead=1))
         reply, _ = await client.failure()
         assert reply.code is ErrorCode.INVALID_MESSAGE
+
+
+async def knows_ahead(client: Edge, count: int) -> None:
+    """The cloud has said so many words beyond the first of the answer, which the edge confirms."""
+    await opened(client)
+    await client.send(Escalate(START, guess=RIGHT[0], lookahead=count))
+    await client.expect(Decision)
+    await said_ahead(client, count)
+    await client.send(Context(START, (RIGHT[0],)))
+    await said_ahead(client, 1)
+
+
+@pytest.mark.parametrize("burst", [2, 6])
+async def test_a_burst_goes_over_what_was_said_ahead(burst: int) -> None:
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await knows_ahead(client, 4)
+        await client.send(Escalate(START + 1, burst=burst, guess=(RIGHT[1] + 1) % 250))
+        answers = [await client.expect(Decision) for _ in range(burst + 1)]
+        assert [a.token_id for a in answers] == RIGHT[1 : burst + 2]
+        # the edge goes on behind it
+        await client.send(Truncate(START + burst + 1))
+        await client.send(Context(START + burst + 1, (RIGHT[burst + 1],)))
+        assert await client.decide(START + burst + 2) == RIGHT[burst + 2 : burst + 3]
+        server.store.check()
+
+
+async def test_context_behind_a_question_that_is_corrected_is_not_taken() -> None:
+    other = (RIGHT[1] + 1) % 250
+    async with serving() as server, edge(server, BUNDLE) as client:
+        await knows_ahead(client, 4)
+        await client.send(Context(START + 1, (other, 9)))
+        await eventually_ahead(client, START + 3)
+        with closed_gate(server.batcher.model) as gate:
+            (session,) = server.store._sessions.values()
+            del session.decisions[START + 1]  # as if it had never been said
+            await client.send(Escalate(START + 1, guess=other, lookahead=4))
+            await gate.entered.wait()
+            await client.send(Context(START + 3, (5,)))
+        while not isinstance(body := (await client.receive()).body, Decision):
+            assert isinstance(body, Ahead)
+        assert body.token_id == RIGHT[1]
+        await client.send(Truncate(START + 1))
+        await client.send(Context(START + 1, tuple(RIGHT[1:3])))
+        assert await decided(client, START + 3) == RIGHT[3]
+        server.store.check()
+
+
+async def eventually_ahead(client: Edge, position: int) -> None:
+    while (body := await client.expect(Ahead)).decision.position < position:
+        pass
+    assert body.decision.position == position
+
+
+async def test_what_waits_behind_looking_ahead_makes_it_urgent() -> None:
+    async with (
+        serving() as server,
+        edge(server, BUNDLE) as client,
+        edge(server, BUNDLE) as other,
+    ):
+        await knows_ahead(client, 4)
+        await opened(other)
+        with closed_gate(server.batcher.model) as gate:
+            await other.send(Escalate(START))
+            await gate.entered.wait()
+            await client.send(Context(START + 1, (RIGHT[1],)))  # the cloud may go on, and queues
+            queue = server.batcher._queue
+            await eventually(lambda: len(queue) == 1)
+            await client.send(Context(START + 2, (RIGHT[2],)))
+            await eventually(lambda: all(w.urgent for ws in queue._waiting.values() for w in ws))
+
+
+async def test_looking_ahead_takes_only_what_the_quota_has_left(tmp_path: Path) -> None:
+    quotas = tmp_path / "quotas.toml"
+    quotas.write_text("[default]\nescalations_per_second = 0.01\nescalation_burst = 4\n")
+    async with serving(quotas=quotas) as server, edge(server, BUNDLE) as client:
+        await opened(client)
+        await client.send(Escalate(START, lookahead=16))
+        await client.expect(Decision)
+        await said_ahead(client, 3)
+        await client.send(Escalate(START))
+        reply, _ = await client.failure()  # and not an Ahead
+        assert reply.code is ErrorCode.BUDGET_EXCEEDED
+
+
+async def test_a_cloud_that_is_full_does_not_look_ahead_and_answers_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise BudgetExceededError("no room for words that nobody asked for")
+
+    async with serving() as server, edge(server, BUNDLE) as client:
+        monkeypatch.setattr(server.store, "append_own", full)
+        await opened(client)
+        await client.send(Escalate(START, lookahead=8))
+        await client.expect(Decision)
+        await client.send(Context(START, tuple(RIGHT[:1])))
+        assert await client.decide(START + 1) == RIGHT[1:2]

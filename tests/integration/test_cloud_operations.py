@@ -277,7 +277,7 @@ async def test_quotas_change_without_a_restart(tmp_path: Path) -> None:
         await second.connect().begin()
         assert "all 1 sessions" in await refusal(second)
         quotas.write_text("[default]\nsessions = 2\n")
-        server._reload()  # what SIGHUP does
+        server._core.reload()  # what SIGHUP does
         await second.open()
         await third.connect().begin()
         assert "all 2 sessions" in await refusal(third)
@@ -307,8 +307,8 @@ async def test_sighup_reads_the_token_file_at_once(tmp_path: Path, clock: Manual
         assert await is_let_in(server, alice)
         bob = add_token(path, "bob")
         assert not await is_let_in(server, bob)
-        assert server._tokens is not None
-        tokens = server._tokens
+        assert server._core.tokens is not None
+        tokens = server._core.tokens
         os.kill(os.getpid(), signal.SIGHUP)
         await eventually(lambda: len(tokens.current()) == 2)
         assert await is_let_in(server, bob)

@@ -179,7 +179,7 @@ class StoreMachine(RuleBasedStateMachine):
         confirmed = len(self.ids[session.key])
         del self.own.get(session.key, [])[max(0, position - confirmed) :]
         del self.ids[session.key][position:]
-        assert all(decided < position for decided in session.decisions)
+        assert all(decided <= position for decided in session.decisions)
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), forget=st.booleans())

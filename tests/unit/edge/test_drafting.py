@@ -66,3 +66,10 @@ def test_the_cloud_looks_ahead_where_the_way_is_longer_than_a_pass() -> None:
     assert lookahead(CLOUD + 5.0) == 16
     assert lookahead(CLOUD, every_token=True) == 16
     assert DraftWorth(None, shared_cores=True).lookahead(every_token=False) == 0
+
+
+def test_a_cloud_that_says_it_took_no_time_is_asked_for_the_most() -> None:
+    worth = DraftWorth(None, shared_cores=False)
+    worth.drafted(STEP)
+    worth.answered(0.05, 0.0)
+    assert worth.lookahead(every_token=False) == 16

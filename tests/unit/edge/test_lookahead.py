@@ -86,3 +86,25 @@ def test_it_does_not_outlive_the_text_before_it() -> None:
     assert run.at(4) == said(4, 50)
     run.truncated(2)
     assert run.at(4) is None
+
+
+def test_what_rests_on_words_before_the_run_is_left_aside() -> None:
+    """Nobody has held the cloud's words there against the text."""
+    text = [10, 20, 30, 40, 50]
+    run = run_of(text)
+    assert run.at(5) == said(5, 60)
+    text.append(60)
+    run.add(ahead(6, 70, 2))
+    assert run.at(6) is None
+    run.truncated(2)
+    run.add(ahead(5, 60, 4))
+    assert run.at(5) is None
+
+
+def test_what_is_further_than_anybody_asks_for_is_left_aside() -> None:
+    text = [10, 20, 30]
+    run = Lookahead(text)
+    run.answered(said(3, 40))
+    for position in range(4, 200):
+        run.add(ahead(position, 5, 3))
+    assert len(run._said) <= 65
