@@ -23,9 +23,9 @@ from shared.messages import Decision
 from tests.cloud_harness import eventually, settings_for, tiny_bundle
 from tests.edge_harness import PROMPTS, BreakableLink, Reckless, edge_engine, full_answer, ids_of
 
-PROMPT = PROMPTS[6]
+PROMPT = PROMPTS[3]
 TOKENS = ContextCodec.TOKENS
-PLAIN = Reckless(Mode.COLLABORATIVE, threshold=0.1, max_tokens=24, context=TOKENS, lookahead=0)
+PLAIN = Reckless(Mode.COLLABORATIVE, threshold=1.0, max_tokens=24, context=TOKENS, lookahead=0)
 
 
 async def undisturbed(server: CloudServer, options: GenerationOptions) -> list[int]:
@@ -95,7 +95,7 @@ async def test_plans_that_change_on_the_way_change_no_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As long as they have the same threshold."""
-    first = Plan(0.1, 4, 0, TOKENS, least_chance=0.0, lookahead=0)
+    first = Plan(1.0, 4, 0, TOKENS, least_chance=0.0, lookahead=0)
     plans = [
         first,
         replace(first, window=1),
@@ -142,8 +142,10 @@ async def test_the_cloud_comes_back_over_a_slow_link(monkeypatch: pytest.MonkeyP
             if len(seen) == 30:
                 delay = 0.1  # each way
                 link.unblock()
-                connections = link.connections
-                await eventually(lambda: link.connections > connections)  # noqa: B023
+                cloud = generation._cloud
+                assert cloud is not None
+                openings = cloud.openings
+                await eventually(lambda: cloud.openings > openings)  # noqa: B023
             if len(seen) > 30 and token.origin == "cloud":
                 break
         ids = [token.token_id for token in seen]
@@ -155,7 +157,7 @@ async def test_a_plan_may_change_between_looking_ahead_and_bursts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The text is then neither plan's, and each word of the cloud's is the full model's."""
-    ahead = Plan(0.1, 4, 0, TOKENS, least_chance=0.0, lookahead=8)
+    ahead = Plan(0.4, 4, 0, TOKENS, least_chance=0.0, lookahead=8)
     coming = cycle([ahead, ahead, ahead, replace(ahead, lookahead=0, burst=3)])
     monkeypatch.setattr(edge.engine, "choose", lambda *_, **__: Choice(next(coming), "", None))
     monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)

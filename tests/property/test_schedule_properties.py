@@ -173,6 +173,8 @@ THERE_AND_BACK = replace(PLAIN, prompt=3, threshold=1.0, window=12, verified=Tru
 @example(case=replace(PLAIN, lookahead=16, threshold=0.05, cuts=(10, 25), delays=(0.01, 0.0)))
 @example(case=replace(PLAIN, lookahead=16, threshold=0.02, temperature=0.7, delays=(0.01,)))
 @example(case=replace(PLAIN, lookahead=8, verified=True, window=1, delays=(0.01,)))
+@example(case=replace(PLAIN, prompt=3, threshold=1.0, lookahead=16, cuts=(12, 40)))
+@example(case=replace(PLAIN, prompt=3, threshold=1.0, lookahead=3, window=12, credits=2))
 @example(case=replace(PLAIN, verified=True, window=12, credits=1, burst=3, cuts=(20,)))
 def test_optimistic_says_what_blocking_says(case: Case) -> None:
     blocking, optimistic, shown = asyncio.run(answers(case))

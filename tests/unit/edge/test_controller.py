@@ -471,7 +471,7 @@ def test_the_reason_names_what_was_measured_and_what_came_next() -> None:
     assert choice.seconds_per_token is not None
     start = "rtt 50 ms, up 10 Mbit/s, cloud 31 ms, edge 6 ms, guesses right 48%: "
     plan = f"optimistic@0.65 window {choice.plan.window}, fp16 "
-    cost = f"({choice.seconds_per_token * 1e3:.0f} ms a token; next best ahead "
+    cost = f"({choice.seconds_per_token * 1e3:.0f} ms a token; next best verified "
     assert choice.reason.startswith(start + plan + cost)
     assert "\n" not in choice.reason
     assert pick(Conditions()).reason.startswith("rtt ?, cloud ?, edge ?: optimistic@0.65 window 4")
@@ -597,3 +597,12 @@ def test_a_plan_that_was_given_up_does_not_come_back(
         if previous is not None and plan != previous:
             given_up.add(previous)
         previous = plan
+
+
+def test_more_unsure_tokens_than_the_table_has_make_asking_slower() -> None:
+    there = replace(HERE, rtt_seconds=0.1, unsure_share=0.9, unsure_count=64)
+    asking = Wishes(codec=FP16)
+    slower, usual = pick(there, asking), pick(replace(there, unsure_share=None), asking)
+    assert slower.seconds_per_token is not None
+    assert usual.seconds_per_token is not None
+    assert slower.seconds_per_token > usual.seconds_per_token

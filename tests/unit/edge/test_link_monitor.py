@@ -80,7 +80,7 @@ def test_a_lost_link_is_forgotten_and_comes_back_unknown(monitor: LinkMonitor) -
     assert not monitor.alive
     monitor.restored()
     assert monitor.alive
-    assert monitor.conditions() == Conditions(cloud_pass_seconds=0.03)
+    assert monitor.conditions() == Conditions(cloud_pass_seconds=0.03, cloud_token_seconds=0.03)
 
 
 def test_a_pass_through_some_of_the_layers_counts_as_one_through_all(monitor: LinkMonitor) -> None:
@@ -117,3 +117,21 @@ def test_tokens_that_an_exit_was_sure_of_do_not_flatter_the_guesses(monitor: Lin
     monitor.question(unsure=False, agreed=True)
     assert monitor.conditions().guess_agreement == 0.0
     assert monitor.conditions().guess_count == 1
+
+
+def test_a_token_alone_counts_as_the_fastest_question_until_one_was_seen() -> None:
+    monitor = LinkMonitor(ManualClock())
+    for seconds in (0.05, 0.03, 0.04):
+        monitor.cloud_pass(seconds)
+    assert monitor.conditions().cloud_token_seconds == 0.03
+    monitor.cloud_token(0.07)
+    assert monitor.conditions().cloud_token_seconds == 0.07
+
+
+def test_the_share_of_unsure_tokens() -> None:
+    monitor = LinkMonitor(ManualClock())
+    assert monitor.conditions().unsure_share is None
+    for unsure in (True, False, False, True):
+        monitor.judged(unsure)
+    assert monitor.conditions().unsure_share == 0.5
+    assert monitor.conditions().unsure_count == 4
