@@ -155,4 +155,5 @@ class BreakableLink:
                     self.cut()
                 sink.write(data)
                 await sink.drain()
-            sink.close()
+            if not silent.is_set():  # a cable that was pulled carries no end either
+                sink.close()

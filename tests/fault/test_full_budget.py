@@ -84,3 +84,26 @@ async def test_sessions_on_a_budget_for_a_quarter_of_them(sessions: int, room: i
         await cloud.has("streams", 0)
         await cloud.comes_to(lambda: cloud.descriptors == descriptors)
         assert "ERROR" not in cloud.log
+
+
+@pytest.mark.slow
+async def test_memory_is_flat_over_sessions_that_come_and_go() -> None:
+    """After a warm-up: oneDNN compiles a kernel for each number of rows that it meets."""
+    prompts = [tuple((n * 37 + i * i * 11 + 3) % 256 + 2 for i in range(9)) for n in range(10)]
+    resident = []
+    async with CloudProcess(budget_mb=10 * SESSION_BYTES / MIB, max_sessions=30) as cloud:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(cloud.address, options=options) as channel:
+            streams = asyncio.Semaphore(8)
+
+            async def turn(talker: Talker) -> None:
+                async with streams:
+                    await talker.take_turn()
+
+            for number in range(40):
+                if number % 10 == 0:  # others come, and the old ones are left to be evicted
+                    fingerprint = tiny_bundle().manifest.fingerprint
+                    talkers = [Talker(Edge(channel, fingerprint), list(p)) for p in prompts * 4]
+                await asyncio.gather(*map(turn, talkers))
+                resident.append(cloud.resident_bytes)
+    assert max(resident[-10:]) - max(resident[10:20]) < 16 * MIB
