@@ -42,7 +42,8 @@ def check_health(
             )
         except grpc.RpcError as error:
             raise CloudUnavailableError(
-                f"{address} does not answer: {error.code().name}: {error.details()}"
+                f"{address} does not answer ({error.code().name}: {error.details()}): check the "
+                "address, and that both sides use TLS (--ca) or neither does"
             ) from None
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

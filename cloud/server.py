@@ -143,7 +143,10 @@ def _listen(server: Any, settings: CloudSettings) -> int:
         else:
             port = server.add_insecure_port(address)
     except RuntimeError as error:
-        raise ConfigurationError(f"cannot listen on {address}: {error}") from None
+        reason = str(error).partition("; set GRPC_VERBOSITY")[0]
+        raise ConfigurationError(
+            f"cannot listen on {address}: {reason}; is the port taken? Choose another with --port"
+        ) from None
     if not port:
         raise ConfigurationError(f"cannot listen on {address}: certificate or address refused")
     return int(port)

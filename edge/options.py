@@ -151,8 +151,8 @@ LookaheadTokens = Annotated[
         "--lookahead",
         min=0,
         max=MAX_LOOKAHEAD,
-        help="Tokens that the cloud may decode ahead while it waits (with --context tokens); no "
-        "text changes. (default: by the round trip)",
+        help="Tokens that the cloud may decode ahead while nobody asks; no text changes. With "
+        "--context tokens or --verified, without --burst; 0 is off. (default: by the round trip)",
         show_default=False,
     ),
 ]

@@ -68,10 +68,23 @@ class Plan:
             raise ConfigurationError(
                 f"lookahead {self.lookahead} is not within [0, {MAX_LOOKAHEAD}]"
             )
-        if self.lookahead and not self.may_look_ahead:
+        if self.lookahead:
+            self._check_lookahead()
+
+    def _check_lookahead(self) -> None:
+        if self.codec is not ContextCodec.TOKENS:
             raise ConfigurationError(
-                "a lookahead needs token ids as context, a window and no burst: use --context "
-                "tokens and --schedule optimistic"
+                "hidden states cannot be decoded from, so nothing can be decoded ahead: use "
+                "--context tokens, or drop --lookahead"
+            )
+        if not self.window:
+            raise ConfigurationError(
+                "blocking is the paper's schedule, in which the cloud does nothing unasked: drop "
+                "--lookahead, or --schedule blocking"
+            )
+        if self.burst:
+            raise ConfigurationError(
+                "with a burst the cloud goes on by itself already: drop --lookahead, or --burst"
             )
 
     @property

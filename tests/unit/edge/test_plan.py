@@ -40,8 +40,8 @@ def test_a_plan_says_what_it_is(plan: Plan, said: str) -> None:
         ({"lookahead": -1, "codec": ContextCodec.TOKENS}, "lookahead -1"),
         ({"lookahead": 65, "codec": ContextCodec.TOKENS}, "lookahead 65"),
         ({"lookahead": 1}, "--context tokens"),
-        ({"lookahead": 1, "window": 0, "codec": ContextCodec.TOKENS}, "--schedule optimistic"),
-        ({"lookahead": 1, "burst": 1, "codec": ContextCodec.TOKENS}, "no burst"),
+        ({"lookahead": 1, "window": 0, "codec": ContextCodec.TOKENS}, "--schedule blocking"),
+        ({"lookahead": 1, "burst": 1, "codec": ContextCodec.TOKENS}, "--burst"),
     ],
 )
 def test_what_does_not_hold_together_is_refused(changes: dict[str, Any], named: str) -> None:
