@@ -32,8 +32,6 @@ from shared.messages import STORE_ID_BYTES, ContextKind
 from shared.model_bundle import Architecture
 from shared.sampling import Sampling
 
-__all__ = ["ContextStore", "StoreLimits"]
-
 _LOG = logging.getLogger("tandem.cloud")
 _NO_QUOTAS = Quotas()
 

@@ -22,8 +22,8 @@ import torch
 import transformers
 
 from cloud.collaboration_service import SESSION_METHOD
-from cloud.context_manager import StoreLimits
 from cloud.deep_model import DeepModel
+from cloud.eviction import StoreLimits
 from cloud.server import CloudServer
 from cloud.settings import CloudSettings, load_settings
 from protos.tandem.v1 import collaboration_pb2 as pb

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cloud.auth import add_token
-from cloud.context_manager import StoreLimits
+from cloud.eviction import StoreLimits
 from cloud.server import CloudServer
 from edge import cloud_session, steering
 from edge.context_source import ContextCodec

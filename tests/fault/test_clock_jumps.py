@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from cloud.auth import add_token
-from cloud.context_manager import StoreLimits
+from cloud.eviction import StoreLimits
 from cloud.server import CloudServer
 from cloud.watched_file import CHECK_SECONDS
 from shared.clock import monotonic

@@ -30,7 +30,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cloud import collaboration_service
 from cloud.auth import add_token
 from cloud.collaboration_service import SERVICE_NAME
-from cloud.context_manager import StoreLimits
+from cloud.eviction import StoreLimits
 from cloud.held_session import SessionKey
 from cloud.server import CloudServer
 from protos.tandem.v1 import collaboration_pb2 as pb

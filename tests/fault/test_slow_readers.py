@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from cloud.context_manager import StoreLimits
+from cloud.eviction import StoreLimits
 from cloud.server import CloudServer
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.messages import (

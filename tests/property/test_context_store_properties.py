@@ -16,7 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from cloud.context_manager import ContextStore, StoreLimits
+from cloud.context_manager import ContextStore
+from cloud.eviction import StoreLimits
 from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from shared.clock import ManualClock

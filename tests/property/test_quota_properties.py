@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.context_manager import ContextStore, StoreLimits
+from cloud.context_manager import ContextStore
+from cloud.eviction import StoreLimits
 from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from cloud.metrics import CloudMetrics

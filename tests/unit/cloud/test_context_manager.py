@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloud.context_manager import ContextStore, StoreLimits
+from cloud.context_manager import ContextStore
+from cloud.eviction import StoreLimits
 from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from prepare.tiny_model import TINY_ARCHITECTURE as ARCH

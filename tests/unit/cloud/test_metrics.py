@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cloud.context_manager import ContextStore, StoreLimits
+from cloud.context_manager import ContextStore
+from cloud.eviction import StoreLimits
 from cloud.held_session import SessionKey
 from cloud.kv_cache import KvCache
 from cloud.metrics import MAX_TENANT_LABELS, OTHER_TENANTS, CloudMetrics
