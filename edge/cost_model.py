@@ -71,17 +71,18 @@ class CostModel:
 
     def seconds(self, plan: Plan) -> float:
         """Predicted seconds per token of an answer."""
+        prompt = self.prompt_tokens * self._upload(plan.codec) / self.answer_tokens
+        if plan.lookahead:
+            return prompt + self._ahead(plan)
         asked, wrong = self._asked(plan), self._wrong(plan)
         wait, pace = self._wait(plan), self._pace(plan)
-        prompt = self.prompt_tokens * self._upload(plan.codec) / self.answer_tokens
         if plan.window:
             step = pace + self._stall(asked, wrong, wait, pace, plan.window)
             correction = wait + self.edge / 2
         else:
             step, correction = pace + (asked - wrong) * wait, wait
         if not plan.burst:
-            asking = step + wrong * correction
-            return prompt + (self._ahead(plan) if plan.lookahead else asking)
+            return prompt + step + wrong * correction
         drafted, corrected = self._until_correction(wrong)
         alone = self.answer_tokens - drafted
         total = drafted * step + corrected * correction + alone * self.cloud_token
@@ -90,9 +91,9 @@ class CostModel:
     def cloud_tokens(self, plan: Plan) -> float:
         """Tokens that the cloud decides, in vain or not, per token of an answer; one decided from
         hidden states counts as the share of layers that the cloud runs."""
-        asked, wrong = self._asked(plan), self._wrong(plan)
         if plan.lookahead:
             return 1.0
+        asked, wrong = self._asked(plan), self._wrong(plan)
         behind = self._wait(plan) * asked / self._pace(plan)  # asked while a wrong one is out
         in_vain = min(max(0, plan.window - 1), behind)
         if not plan.burst:

@@ -54,14 +54,13 @@ class DraftWorth:
         self._passes.append(cloud_seconds)
 
     def lookahead(self, *, every_token: bool) -> int:
-        """Tokens that the cloud should decode ahead; all it can where it decides every token, which
-        was the faster at every round trip (``docs/results-escalation.md``)."""
+        """Tokens that the cloud should decode ahead; the most where it is to decide every token
+        anyway."""
         if every_token:
             return MOST_LOOKAHEAD
-        way = median(self._ways) if self._ways else self._earlier_round_trip
-        if way is None or not self._passes or not self._steps:
+        if not self._ways or not self._steps:
             return 0
-        idle = way + median(self._steps)
+        idle = median(self._ways) + median(self._steps)
         each = max(_LEAST_PASS_SECONDS, median(self._passes))
         return min(MOST_LOOKAHEAD, math.ceil(2 * idle / each)) if idle >= each else 0
 
