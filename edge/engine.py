@@ -281,6 +281,16 @@ class Generation:
             finally:
                 self._ended = self._engine.clock()
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self._request.prompt_ids)
+
+    @property
+    def ended(self) -> bool:
+        """Whether :meth:`run` has been begun and has ended."""
+        return self._ended is not None
+
     def result(self) -> GenerationResult:
         """What :meth:`run` gave, once it has ended."""
         assert self._ended is not None, "run() comes first"

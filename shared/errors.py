@@ -16,6 +16,8 @@
     │   ├── SessionTakenOverError another stream goes on with the session
     │   └── CloudInternalError    a fault of the cloud's own; its log says which
     ├── AuthenticationError       a token or certificate was refused
+    ├── BusyError                 the daemon has as many answers waiting as it lets wait
+    │   └── DrainingError         the daemon takes no new work
     └── CloudUnavailableError     the cloud cannot be reached (after bounded retries)
         ├── CloudShuttingDownError     the cloud drains and takes no new work
         └── DeadlineExceededError      the cloud did not answer in time
@@ -90,6 +92,14 @@ class AuthenticationError(TandemError):
     """A token or certificate was refused."""
 
     exit_code = 3
+
+
+class BusyError(TandemError):
+    """The daemon has as many answers waiting as it lets wait: try again in a moment."""
+
+
+class DrainingError(BusyError):
+    """The daemon takes no new work."""
 
 
 class CloudUnavailableError(TandemError):
