@@ -161,18 +161,29 @@ def _allowed_shapes(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Pl
         codecs = _HIDDEN_CODECS
     else:
         codecs = (ContextCodec.TOKENS, *_HIDDEN_CODECS)
+    plain = [_plain(verifiable)] if ContextCodec.TOKENS in codecs else []
     if wishes.aim is Aim.QUALITY:
-        ahead = MOST_LOOKAHEAD if codecs[0] is ContextCodec.TOKENS else 0
-        return [Plan(verifiable, _ANY_WINDOW, 0, codecs[0], verified=True, lookahead=ahead)]
+        return [
+            Plan(verifiable, _ANY_WINDOW, 0, codecs[0], verified=True, lookahead=0),
+            *plain,
+        ]
     accepting = [(threshold, False) for threshold in thresholds]
     verifying = [(verifiable, True)]
-    kinds = (accepting[:1] or verifying) if cheap else accepting + verifying
-    return [
+    if cheap:
+        kinds, plain = accepting[:1] or verifying, []
+    else:
+        kinds = accepting + verifying
+    drafting = [
         Plan(threshold, _ANY_WINDOW, burst, codec, verified, lookahead=ahead)
         for threshold, verified in kinds
         for codec in codecs
         for burst, ahead in _by_itself(codec, wishes)
     ]
+    return drafting + plain
+
+
+def _plain(threshold: float) -> Plan:
+    return Plan(threshold, _ANY_WINDOW, BURST_UNLIMITED, ContextCodec.TOKENS, plain=True)
 
 
 def _by_itself(codec: ContextCodec, wishes: Wishes) -> list[tuple[int, int]]:
@@ -227,6 +238,8 @@ def _unmeasured_plan(shapes: Sequence[Plan], wishes: Wishes) -> Plan:
 
 
 def _windows(model: CostModel, shape: Plan, wishes: Wishes) -> Iterable[int]:
+    if shape.plain:
+        return (_ANY_WINDOW,)
     used = model.window(shape)
     if wishes.aim is Aim.QUALITY:
         return (min(MOST_WINDOW, max(_UNMEASURED_WINDOW[Aim.QUALITY], 2 * used)),)
@@ -297,6 +310,7 @@ def _cost_model(
         hidden_size=hidden_size,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
+        edge_prefill=conditions.edge_prefill_seconds or 0.0,
     )
 
 

@@ -6,6 +6,7 @@ Predicted seconds per token of a plan, from
 ``e``        the edge's own time for a token
 ``R``, ``c`` round trip; the cloud's time for a question, by the share of layers that it runs
 ``g``        the cloud's time for a token that it decodes by itself
+``f``        the edge's own time for a token of a prompt
 ``u``        time to upload a token's context; ``s = max(e, u)`` is the pace of drafting
 ``d``        share of tokens accepted that are not the full model's (0 where ``verified``)
 ``q``        share of tokens asked for (1 where ``verified``)
@@ -20,12 +21,14 @@ are::
     stall        r z/(1-z) max(0, R + c - W s/q)    z = (1 - r/q)^W: a run that fills the window
     verified     as optimistic with q = 1 and r the share of all tokens that are guessed wrong
     ahead        s + g + d (R + c)                      where the cloud decodes ahead
+    plain        g + (R + c) / N                        the cloud decides and streams
     burst        (T (s + stall) + P (R + c + e/2) + (N - T) g) / N
                  P = 1 - (1-r)^N: an answer is corrected; T = P/r: tokens up to there
 
-and for a prompt of ``p`` tokens ``p u / N`` on top.  A burst of k tokens after each correction
-takes (L s + R + c + k g) / (L + k + 1), L = 1/r - 1, which is monotone in k: only none and
-unlimited can be best.  ``docs/controller.md`` explains the terms and what each aim does with them.
+and for a prompt of ``p`` tokens ``p (u + f) / N`` on top (plain: ``p u / N``, since the edge takes
+in nothing).  A burst of k tokens after each correction takes (L s + R + c + k g) / (L + k + 1) with
+L = 1/r - 1, which is monotone in k: only none and unlimited can be best.  ``docs/controller.md``
+explains the terms and what each aim does with them.
 """
 
 from __future__ import annotations
@@ -68,10 +71,14 @@ class CostModel:
     hidden_size: int
     prompt_tokens: int
     answer_tokens: int
+    edge_prefill: float = 0.0
 
     def seconds(self, plan: Plan) -> float:
         """Predicted seconds per token of an answer."""
         prompt = self.prompt_tokens * self._upload(plan.codec) / self.answer_tokens
+        if plan.plain:
+            return prompt + self.cloud_token + self._wait(plan) / self.answer_tokens
+        prompt += self.prompt_tokens * self.edge_prefill / self.answer_tokens
         if plan.lookahead:
             return prompt + self._ahead(plan)
         asked, wrong = self._asked(plan), self._wrong(plan)
@@ -91,7 +98,7 @@ class CostModel:
     def cloud_tokens(self, plan: Plan) -> float:
         """Tokens that the cloud decides, in vain or not, per token of an answer; one decided from
         hidden states counts as the share of layers that the cloud runs."""
-        if plan.lookahead:
+        if plan.lookahead or plan.plain:
             return 1.0
         asked, wrong = self._asked(plan), self._wrong(plan)
         behind = self._wait(plan) * asked / self._pace(plan)  # asked while a wrong one is out
@@ -104,7 +111,7 @@ class CostModel:
 
     def agreement(self, plan: Plan) -> float:
         """Expected share of tokens that equal the full model's (a lossy codec left out)."""
-        if plan.verified:
+        if plan.verified or plan.plain:
             return 1.0
         accepted_wrong = 1.0 - self._point(plan).agreement
         if plan.burst:

@@ -206,6 +206,9 @@ class EdgeGeneration:
         began = self._clock()
         if self._steering is not None:
             self._plan = self._steering.plan()
+            if self._plan.plain and not self._steering.alone:
+                self._let_the_cloud_speak(request)
+                return
         new_positions = len(self._text) - self._state.positions
         await self._take_in()
         draft = await self._judge(request)
@@ -213,14 +216,19 @@ class EdgeGeneration:
             self._steering.judged(unsure=not draft.accepted)
         if self._plan.verified or not draft.accepted:
             draft = self._escalate(request, draft)
-        if new_positions == 1:  # neither a prompt nor a burst
-            took = self._clock() - began
-            self._worth.drafted(took)
-            if self._steering is not None:
-                self._steering.drafted(took)
+        self._took(new_positions, self._clock() - began)
         self._drafts.append(draft)
         if draft.token is not None:
             self._text.append(request.continuation(draft.token))
+
+    def _took(self, new_positions: int, seconds: float) -> None:
+        """Drafting a token after ``new_positions`` of text took so long."""
+        if new_positions == 1:  # neither a prompt nor a burst
+            self._worth.drafted(seconds)
+            if self._steering is not None:
+                self._steering.drafted(seconds)
+        elif self._steering is not None:
+            self._steering.prefilled(new_positions, seconds)
 
     async def _take_in(self) -> None:
         """Run the first segment on new text, in chunks; each is uploaded while the next runs."""
@@ -272,6 +280,12 @@ class EdgeGeneration:
         named = token.token_id if token is not None and (burst or plan.window) else None
         question = self._cloud.ask(position, burst=burst, guess=named, lookahead=lookahead)
         return replace(draft, question=question)
+
+    def _let_the_cloud_speak(self, request: GenerationRequest) -> None:
+        """Leave the rest of the answer to the cloud; the edge catches up should it fall silent."""
+        assert self._cloud is not None
+        self._cloud.offer(len(self._text))
+        self._drafts.append(self._escalate(request, _Draft(None)))
 
     def _lookahead(self) -> int:
         if not self._plan.may_look_ahead:

@@ -11,6 +11,7 @@ from shared.clock import Clock
 SAMPLES = 9  # the median of so many rides out four that went astray
 LINK_MEMORY_SECONDS = 60.0  # a link measured longer ago may be another one
 MIN_UPLOAD_BYTES = 4096  # below, an upload's time says nothing of the rate
+MIN_PREFILL_TOKENS = 8
 GUESS_MEMORY = 64  # questions over which an old answer's weight falls to 1/e
 _MIN_UPLOAD_SECONDS = 1e-3  # what is left of an upload without its round trip is noise below this
 
@@ -23,6 +24,7 @@ class Conditions:
         rtt_seconds: from a question to its answer, less what the cloud took.
         up_bytes_per_second: rate of uploads.
         edge_token_seconds: the edge's own time for a token, exits included.
+        edge_prefill_seconds: the same for a token of a prompt, taken in with many others.
         cloud_pass_seconds: the cloud's time to decide a question, were it to run all layers.
         cloud_token_seconds: the cloud's time for each token that it decodes by itself; while it has
             not, that of the fastest question, so that letting it is not ruled out untried.
@@ -35,6 +37,7 @@ class Conditions:
     rtt_seconds: float | None = None
     up_bytes_per_second: float | None = None
     edge_token_seconds: float | None = None
+    edge_prefill_seconds: float | None = None
     cloud_pass_seconds: float | None = None
     cloud_token_seconds: float | None = None
     guess_agreement: float | None = None
@@ -55,7 +58,7 @@ class LinkMonitor:
         self._round_trips = _Samples(LINK_MEMORY_SECONDS)
         self._upload_rates = _Samples(LINK_MEMORY_SECONDS)
         self._cloud_passes, self._cloud_tokens = _Samples(), _Samples()
-        self._edge_tokens = _Samples()
+        self._edge_tokens, self._edge_prefills = _Samples(), _Samples()
         self._guesses, self._unsure = _Share(), _Share()
         self._alive = True
 
@@ -92,6 +95,14 @@ class LinkMonitor:
         """The edge's own time for a token, exits included."""
         self._edge_tokens.add(self._clock(), max(0.0, seconds))
 
+    def edge_prefill(self, tokens: int, seconds: float) -> None:
+        """The edge's own time for a prompt of ``tokens``, the first reading of its exits included.
+
+        Fewer than ``MIN_PREFILL_TOKENS`` say nothing of a long one.
+        """
+        if tokens >= MIN_PREFILL_TOKENS:
+            self._edge_prefills.add(self._clock(), max(0.0, seconds) / tokens)
+
     def question(self, unsure: bool, agreed: bool) -> None:
         """The cloud decided a token: whether the deepest exit had guessed it.
 
@@ -122,6 +133,7 @@ class LinkMonitor:
             rtt_seconds=self._round_trips.median(now),
             up_bytes_per_second=self._upload_rates.median(now),
             edge_token_seconds=self._edge_tokens.median(now),
+            edge_prefill_seconds=self._edge_prefills.median(now),
             cloud_pass_seconds=self._cloud_passes.median(now),
             cloud_token_seconds=self._cloud_tokens.median(now) or self._cloud_passes.least(now),
             guess_agreement=self._guesses.value,

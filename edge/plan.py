@@ -42,6 +42,9 @@ class Plan:
             questions before they are asked, and change no text.  Needs token ids as context, and
             goes with a window and without burst; ``None`` goes by the round trip
             (:mod:`edge.drafting`).
+        plain: the cloud decides every token from the first and streams them, as plain serving does;
+            the edge drafts nothing, and is there where the cloud falls silent.  An unlimited burst
+            without a guess before it.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -51,6 +54,7 @@ class Plan:
     verified: bool = False
     least_chance: float | None = None
     lookahead: int | None = None
+    plain: bool = False
 
     def __post_init__(self) -> None:
         ExitPolicy(self.threshold)
@@ -63,7 +67,7 @@ class Plan:
                 "a burst needs token ids as context, or the cloud cannot go on by itself: use "
                 "--context tokens"
             )
-
+        assert not self.plain or self.burst == BURST_UNLIMITED
         if self.lookahead is not None and not 0 <= self.lookahead <= MAX_LOOKAHEAD:
             raise ConfigurationError(
                 f"lookahead {self.lookahead} is not within [0, {MAX_LOOKAHEAD}]"
@@ -100,11 +104,15 @@ class Plan:
     @property
     def kind(self) -> str:
         """``blocking`` or ``optimistic``, or what it is beyond that: ``verified``, ``burst``,
-        ``ahead``, ``verified burst``, ``verified ahead``."""
+        ``ahead``, ``verified burst``, ``verified ahead``, ``plain``."""
+        if self.plain:
+            return "plain"
         words = ["verified"] * self.verified + ["burst"] * bool(self.burst)
         words += ["ahead"] * bool(self.lookahead)
         return " ".join(words) or self.schedule.value
 
     def __str__(self) -> str:
+        if self.plain:
+            return f"plain, {self.codec.value}"
         window = f" window {self.window}" if self.window else ""
         return f"{self.kind}@{self.threshold:g}{window}, {self.codec.value}"

@@ -76,6 +76,10 @@ class Steering:
         """The edge's own time for a token."""
         self._monitor.edge_token(seconds)
 
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """The edge's own time for a prompt."""
+        self._monitor.edge_prefill(tokens, seconds)
+
     def judged(self, *, unsure: bool) -> None:
         """The exits looked at a token."""
         self._monitor.judged(unsure)

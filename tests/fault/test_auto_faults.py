@@ -17,6 +17,7 @@ from edge.context_source import ContextCodec
 from edge.controller import Aim, Wishes
 from edge.engine import GenerationOptions
 from edge.generation import Mode
+from edge.plan import BURST_UNLIMITED, Plan
 from shared.errors import AuthenticationError, FingerprintMismatchError
 from tests.cloud_harness import eventually, settings_for, tiny_bundle
 from tests.edge_harness import (
@@ -32,6 +33,9 @@ from tests.tiny_bundle import write_tiny_bundle
 
 PROMPT = PROMPTS[6]
 EXACT = Wishes(Aim.QUALITY)
+# at the threshold that the tiny bundle's table has for this aim
+PLAIN = Plan(0.9, 1, BURST_UNLIMITED, ContextCodec.TOKENS, plain=True)
+LAYERS = tiny_bundle().manifest.architecture.layers
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +107,43 @@ async def test_a_link_that_falls_silent_is_noticed_and_so_is_its_return(
         assert engine.monitor.alive
 
 
+async def test_where_the_cloud_decides_all_the_text_is_its_own() -> None:
+    async with edge_and_cloud() as engine:
+        engine.last_plan = PLAIN
+        result = await engine.generate(PROMPT, auto())
+        assert result.plan.plain
+        assert ids_of(result) == full_answer(PROMPT, 24)
+        assert {token.origin for token in result.tokens} == {"cloud"}
+        assert (result.statistics.escalations, result.statistics.discarded) == (1, 0)
+        assert result.prompt_tokens + 23 <= (result.cloud_layer_positions or 0) / LAYERS
+
+
+@pytest.mark.parametrize("dead_from", [1, 10])
+async def test_a_cloud_that_decides_all_may_fall_silent_too(dead_from: int) -> None:
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as server,
+        BreakableLink(server.address) as link,
+        edge_engine(link.address) as engine,
+    ):
+        engine.last_plan = PLAIN
+        seen, back_from = [], dead_from + 15
+        async for token in engine.generation(PROMPT, auto(max_tokens=200)).run():
+            seen.append(token)
+            if len(seen) == dead_from:
+                link.block()
+            if len(seen) == back_from:
+                link.unblock()
+                connections = link.connections
+                await eventually(lambda: link.connections > connections)  # noqa: B023
+            if len(seen) > back_from + 3 and not token.alone:
+                break
+        ids, marks = [token.token_id for token in seen], [token.alone for token in seen]
+        told = marks.index(True)  # what was on its way when the link died came, too
+        assert ids[:told] == full_answer(PROMPT, told)
+        assert not marks[-1]
+        assert ids[-1:] == full_answer([*PROMPT, *ids[:-1]], 1)
+
+
 class _nothing:
     async def __aenter__(self) -> None: ...
     async def __aexit__(self, *_: object) -> None: ...
@@ -157,10 +198,14 @@ async def test_a_full_cloud_is_asked_again_when_it_may_have_room(
         first = other.generation(PROMPT, options_for(Mode.CLOUD_ONLY, max_tokens=400)).run()
         await anext(first)  # it holds the only session
         seen = []
-        async for token in engine.generation(PROMPT, auto(max_tokens=300)).run():
+        generation = engine.generation(PROMPT, auto(max_tokens=300))
+        async for token in generation.run():
             seen.append(token.alone)
             if len(seen) == 5:
                 await first.aclose()
+                session = generation._cloud
+                assert session is not None
+                await eventually(lambda: session.openings > 0)  # noqa: B023
             if len(seen) > 5 and not token.alone:
                 break
         assert all(seen[:5])

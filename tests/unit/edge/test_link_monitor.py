@@ -5,6 +5,7 @@ import pytest
 from edge.link_monitor import (
     GUESS_MEMORY,
     LINK_MEMORY_SECONDS,
+    MIN_PREFILL_TOKENS,
     MIN_UPLOAD_BYTES,
     SAMPLES,
     Conditions,
@@ -42,6 +43,12 @@ def test_estimates_are_medians_that_ride_out_what_went_astray(monitor: LinkMonit
         cloud_token_seconds=0.251,
         up_bytes_per_second=10_000 / 0.251,
     )
+
+
+def test_a_prompt_tells_what_one_of_its_tokens_takes(monitor: LinkMonitor) -> None:
+    for tokens, seconds in ((100, 0.2), (200, 0.6), (50, 0.2), (MIN_PREFILL_TOKENS - 1, 9.0)):
+        monitor.edge_prefill(tokens, seconds)
+    assert monitor.conditions() == Conditions(edge_prefill_seconds=0.003)
 
 
 def test_only_the_last_samples_count(monitor: LinkMonitor) -> None:
