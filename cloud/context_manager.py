@@ -84,16 +84,21 @@ class ContextStore:
     def open(self, key: SessionKey, sampling: Sampling, kind: ContextKind) -> HeldSession:
         """Create a session or take an idle one up again; it is in use until :meth:`release`.
 
+        With another ``sampling`` than before, what was decided is forgotten, and only that.
+
         Raises:
-            InvalidMessageError: it was opened before with other fields.
+            InvalidMessageError: it was opened before with the other kind of context.
             BudgetExceededError: all that the tenant, or the cloud, may hold are in use.
         """
         self.expire()
         session = self._sessions.get(key)
         if session is not None:
             assert not session.in_use
-            if (session.sampling, session.kind) != (sampling, kind):
-                raise InvalidMessageError("a session is reopened with the fields it began with")
+            if session.kind is not kind:
+                raise InvalidMessageError("a session keeps the kind of context it began with")
+            if session.sampling != sampling:  # the next answer of a conversation
+                session.sampling = sampling
+                session.decisions.clear()
             session.in_use = True
             self._changed()
             return session

@@ -111,6 +111,20 @@ class Observer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class KeptSession:
+    """A session that the cloud holds without a stream, for as long as it keeps idle ones.
+
+    Its first ``positions`` of context are those of the text as it was left; what may lie beyond is
+    of drafts.  ``store_id`` names the store that held it.
+    """
+
+    session_id: bytes
+    kind: ContextKind
+    store_id: bytes
+    positions: int
+
+
 @dataclass
 class WireCounter:
     """Bytes of messages with an estimate of their gRPC and HTTP/2 framing; connection set-up and
@@ -127,7 +141,7 @@ class CloudSession:
     ``channels`` outlive the session where they are given.  A ``persistent`` session is for an edge
     that can do without: it goes on trying also where the cloud is full or failed, and leaving the
     block does not wait for a cloud that is silent.  ``openings`` counts connections that the
-    cloud took.
+    cloud took.  ``kept`` is a session to take up again, with its ``positions`` of the text.
     """
 
     def __init__(
@@ -143,7 +157,9 @@ class CloudSession:
         observer: Observer | None = None,
         channels: Channels | None = None,
         persistent: bool = False,
+        kept: KeptSession | None = None,
     ) -> None:
+        assert kept is None or kept.kind is source.kind
         self.wire = WireCounter()
         self.closed: Closed | None = None
         self.reconnects = 0
@@ -161,7 +177,7 @@ class CloudSession:
         self._answered_before = False
         self._open = Open(
             PROTOCOL_VERSION,
-            secrets.token_bytes(SESSION_ID_BYTES),
+            kept.session_id if kept else secrets.token_bytes(SESSION_ID_BYTES),
             fingerprint,
             sampling,
             source.kind,
@@ -169,23 +185,25 @@ class CloudSession:
         # by which a balancer (Ray Serve's) brings the session back to the replica that holds it
         self._affinity = ("session_id", self._open.session_id.hex())
         self._step = 0
-        self._offered = 0
+        self._offered = kept.positions if kept else 0
         self._sent = 0
         self._unsent_truncation: int | None = None
         # until a later answer proves that the cloud has forgotten what lies behind it
-        self._unproven_truncation: int | None = None
+        self._unproven_truncation: int | None = kept.positions if kept else None
         self._truncation_step = 0
         self._truncations: deque[tuple[int, int]] = deque()  # steps and positions, while they count
         self._ahead = Lookahead(text)
         self._flush_to = 0
         self._asked_ahead = False
-        self._store_id = b""  # of the store that held the session on the last connection
+        # of the store that held the session on the last connection
+        self._store_id = kept.store_id if kept else b""
         self._questions: dict[int, Question] = {}  # in the order of their positions
         self._unanswered: set[int] = set()  # steps that took a credit on this connection
         # a correction has arrived, and what is offered and asked is still from before it
         self._astray = False
         self._connected = False
         self._closing = False
+        self._keeping = False
         self._ended = False
         self._wake = asyncio.Event()
         self._call: _Call | None = None
@@ -205,7 +223,8 @@ class CloudSession:
     ) -> None:
         assert self._task is not None
         try:
-            if kind is None and (self._connected or not self._persistent):
+            wishes_to_close = kind is None and not self._keeping
+            if wishes_to_close and (self._connected or not self._persistent):
                 self._closing = True
                 self._wake.set()
                 limit = _CLOSE_SECONDS if self._persistent else self._endpoint.answer_seconds
@@ -221,6 +240,16 @@ class CloudSession:
         fault = None if self._task.cancelled() else self._task.exception()
         if fault is not None and not isinstance(fault, TandemError):
             raise fault  # ours were told to whoever waited for a decision
+
+    def keep(self) -> KeptSession | None:
+        """Leave the session with the cloud when the block ends; ``None`` where it holds none."""
+        if not self._store_id:
+            return None
+        self._keeping = True
+        unproven = self._unproven_truncation
+        positions = self._offered if unproven is None else min(self._offered, unproven)
+        opened = self._open
+        return KeptSession(opened.session_id, opened.context_kind, self._store_id, positions)
 
     @property
     def backlog_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 from edge.cloud_channel import Channels, CloudEndpoint
 from edge.context_source import ContextCodec, HiddenStateSource, TokenSource
 from edge.controller import NO_WISHES, Choice, Wishes, choose
+from edge.conversations import Conversation, Conversations, shared_beginning
 from edge.exit_model import ExitModel
 from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import (
@@ -31,12 +33,13 @@ from edge.steering import SessionObserver, Steering
 from edge.timeline import Timeline
 from shared.chat import ChatTemplate, Message
 from shared.clock import Clock, monotonic
-from shared.errors import BundleError, ConfigurationError
+from shared.errors import BundleError, ConfigurationError, TandemError
 from shared.model_bundle import ModelBundle, Precision
 from shared.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
-    from edge.cloud_session import CloudSession
+    from edge.cloud_session import CloudSession, KeptSession
+    from edge.exit_model import ModelState
     from shared.messages import Closed
 
 _MAX_TOKENS = 1 << 20
@@ -92,7 +95,8 @@ class GenerationResult:
 
     ``cloud_layer_positions`` is the cloud's own count of positions computed, summed over layers,
     and ``cloud_compute_seconds`` what its model took for them, waited for or not; ``None`` where
-    the session broke off or was resumed elsewhere, so that nobody knows.
+    the session broke off or was resumed elsewhere, so that nobody knows.  ``cached_tokens`` of the
+    prompt were kept from an earlier answer, on the edge (in cloud-only mode: in the cloud).
     """
 
     text: str
@@ -107,6 +111,7 @@ class GenerationResult:
     downloaded_bytes: int
     cloud_layer_positions: int | None
     cloud_compute_seconds: float | None
+    cached_tokens: int = 0
 
     def as_record(self) -> dict[str, object]:
         """The object that ``tandem generate --json`` prints."""
@@ -157,6 +162,7 @@ class EdgeEngine:
         self.monitor = LinkMonitor(clock)
         self.last_plan: Plan | None = None  # of auto mode
         self.channels: Channels | None = None
+        self.conversations: Conversations | None = None  # without, every answer begins anew
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -266,20 +272,36 @@ class Generation:
         self._cloud: CloudSession | None = None
         self._started = self._first_token_at = 0.0
         self._ended: float | None = None
+        self._text = list(prompt_ids)
+        self._state: ModelState | None = None
+        self._cached_tokens = 0
 
     async def run(self) -> AsyncGenerator[GeneratedToken, None]:
         """Yield tokens as they are decided; leaving early ends the session with the cloud."""
+        conversations = self._engine.conversations
+        kept = conversations.take(self._request.prompt_ids) if conversations is not None else None
         async with AsyncExitStack() as stack:
-            stream = await stack.enter_async_context(aclosing(await self._stream(stack)))
+            stream = await stack.enter_async_context(aclosing(await self._stream(stack, kept)))
             self._started = self._engine.clock()
+            in_order = True
             try:
                 async for token in stream:
                     self._tokens.append(token)
                     if len(self._tokens) == 1:
                         self._first_token_at = self._engine.clock()
                     yield token
+            except TandemError:
+                in_order = False
+                raise
             finally:
                 self._ended = self._engine.clock()
+                if conversations is not None:
+                    conversations.put(self._conversation(in_order))
+
+    def _conversation(self, in_order: bool) -> Conversation:
+        """What the next turn goes on from; the cloud keeps its part where all is ``in_order``."""
+        session = self._cloud.keep() if self._cloud is not None and in_order else None
+        return Conversation(self._text, self._state, session, self._plan.codec)
 
     @property
     def prompt_tokens(self) -> int:
@@ -308,45 +330,87 @@ class Generation:
             downloaded_bytes=cloud.wire.downloaded if cloud else 0,
             cloud_layer_positions=_layer_positions(cloud),
             cloud_compute_seconds=_compute_seconds(cloud),
+            cached_tokens=self._cached_tokens,
         )
 
-    async def _stream(self, stack: AsyncExitStack) -> AsyncGenerator[GeneratedToken, None]:
-        """Open what the mode needs; the stack closes it."""
+    async def _stream(
+        self, stack: AsyncExitStack, kept: Conversation | None
+    ) -> AsyncGenerator[GeneratedToken, None]:
+        """Open what the mode needs, going on from what was kept; the stack closes it."""
         engine, request, options = self._engine, self._request, self._options
-        token_ids: list[int] = []
+        shared = 0
+        if kept is not None:  # the last token of a prompt is always looked at
+            shared = min(shared_beginning(kept.token_ids, self._text), len(self._text) - 1)
         if options.mode is Mode.CLOUD_ONLY:
-            self._cloud = await stack.enter_async_context(
-                self._session(TokenSource(token_ids), token_ids)
-            )
+            self._plan = replace(self._plan, codec=ContextCodec.TOKENS)
+            source: HiddenStateSource | TokenSource = TokenSource(self._text)
+            self._cloud = await self._connect(stack, source, kept, shared)
             return cloud_only_tokens(
-                request, token_ids, self._cloud, self._statistics, clock=engine.clock
+                request, self._text, self._cloud, self._statistics, clock=engine.clock
             )
         model = engine.load_model()
-        state = model.open(len(request.prompt_ids) + request.max_tokens)
+        self._state = await self._open_state(model, kept, shared)
         if options.mode is Mode.AUTO:
             self._plan = self._choose(options.wishes).plan
         if options.mode is not Mode.STANDALONE:
             codec = self._plan.codec
             source = (
-                TokenSource(token_ids)
+                TokenSource(self._text)
                 if codec is ContextCodec.TOKENS
-                else HiddenStateSource(state, model.architecture.hidden_size, codec)
+                else HiddenStateSource(self._state, model.architecture.hidden_size, codec)
             )
-            self._cloud = await stack.enter_async_context(self._session(source, token_ids))
+            self._cloud = await self._connect(stack, source, kept, shared)
             if options.mode is Mode.AUTO:
                 self._steering = self._new_steering(self._cloud)
         return EdgeGeneration(
             model,
-            state,
+            self._state,
             self._plan,
             engine.worker,
-            token_ids,
+            self._text,
             self._cloud,
             self._statistics,
             steering=self._steering,
             earlier_round_trip=engine.monitor.conditions().rtt_seconds,
             clock=engine.clock,
         ).tokens(request)
+
+    async def _open_state(
+        self, model: ExitModel, kept: Conversation | None, shared: int
+    ) -> ModelState:
+        """The kept state up to where the texts part, or a new one.  One that shall be kept has
+        room for the longest conversation: its memory is used as it fills."""
+        if kept is not None and kept.state is not None:
+            state = kept.state
+
+            def cut() -> None:
+                state.truncate(min(shared, state.positions))
+
+            # after what an answer that was broken off may have left the worker to do
+            await asyncio.get_running_loop().run_in_executor(self._engine.worker, cut)
+            self._cached_tokens = state.positions
+            return state
+        if self._engine.conversations is not None:
+            return model.open(model.architecture.max_positions)
+        return model.open(len(self._request.prompt_ids) + self._request.max_tokens)
+
+    async def _connect(
+        self,
+        stack: AsyncExitStack,
+        source: HiddenStateSource | TokenSource,
+        kept: Conversation | None,
+        shared: int,
+    ) -> CloudSession:
+        session = None
+        if kept is not None and kept.session is not None and kept.codec is self._plan.codec:
+            positions = min(kept.session.positions, shared)
+            if isinstance(source, HiddenStateSource):  # what the cloud may have lost is sent again
+                assert self._state is not None
+                positions = min(positions, self._state.positions)
+            session = replace(kept.session, positions=positions)
+            if self._state is None:
+                self._cached_tokens = positions
+        return await stack.enter_async_context(self._session(source, session))
 
     def _choose(self, wishes: Wishes) -> Choice:
         """The plan for what is known now."""
@@ -382,7 +446,7 @@ class Generation:
         )
 
     def _session(
-        self, source: HiddenStateSource | TokenSource, token_ids: list[int]
+        self, source: HiddenStateSource | TokenSource, kept: KeptSession | None
     ) -> CloudSession:
         from edge.cloud_session import CloudSession  # noqa: PLC0415  (gRPC: 10 MB, unless alone)
 
@@ -398,12 +462,13 @@ class Generation:
             manifest.fingerprint,
             self._options.sampling,
             source,
-            text=token_ids,
+            text=self._text,
             clock=engine.clock,
             timeline=self._statistics.timeline,
             observer=SessionObserver(engine.monitor, run / manifest.architecture.layers),
             channels=engine.channels,
             persistent=auto,
+            kept=kept,
         )
 
 

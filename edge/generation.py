@@ -143,9 +143,10 @@ class EdgeGeneration:
     """One generation on the edge.
 
     Model work runs on ``worker``, one call at a time, so that uploads go on meanwhile.
-    ``token_ids`` grows as the text does, drafts included; where token ids are the context, the
-    cloud session reads them from there.  ``state`` may lag behind it.  ``steering`` changes the
-    plan on the way, and lets the edge go on without the cloud (``auto`` mode).
+    ``token_ids`` begins with the prompt and grows as the text does, drafts included; where token
+    ids are the context, the cloud session reads them from there.  ``state`` may lag behind it.
+    ``steering`` changes the plan on the way, and lets the edge go on without the cloud (``auto``
+    mode).
     """
 
     def __init__(
@@ -174,7 +175,6 @@ class EdgeGeneration:
 
     async def tokens(self, request: GenerationRequest) -> AsyncGenerator[GeneratedToken, None]:
         """Yield tokens as they become certain, up to a stop token or ``max_tokens``."""
-        self._text.extend(request.prompt_ids)
         while True:
             oldest = self._drafts[0] if self._drafts else None
             if oldest is None or not (self._is_due(oldest) or self._must_wait(request)):
@@ -373,9 +373,8 @@ async def cloud_only_tokens(
 ) -> AsyncGenerator[GeneratedToken, None]:
     """Plain remote serving, the peer to beat: the prompt goes up, tokens stream down.
 
-    ``token_ids`` is what the session reads its context from.
+    ``token_ids``, which begins with the prompt, is what the session reads its context from.
     """
-    token_ids.extend(request.prompt_ids)
     cloud.offer(len(token_ids))
     statistics.escalations += 1
     waiting_since = clock()
