@@ -19,6 +19,7 @@ from typing import Self
 from edge.answer import Answer, AnswerRequest, FinishReason
 from edge.cloud_channel import CloudEndpoint
 from edge.controls import Controls
+from edge.conversations import Conversations
 from edge.engine import EdgeEngine, Generation, GenerationResult
 from edge.generation import Mode
 from edge.link_probe import LinkProbe
@@ -89,7 +90,8 @@ class AnswerRecord:
 class EdgeService:
     """An ``async with`` block around the daemon's life.
 
-    At most ``parallel`` answers are made at once and ``queue_limit`` more wait.
+    At most ``parallel`` answers are made at once and ``queue_limit`` more wait.  Of the last
+    ``kept_conversations`` what was taken in is kept for their next turns, ``kept_tokens`` in all.
     """
 
     def __init__(
@@ -102,6 +104,8 @@ class EdgeService:
         endpoint: CloudEndpoint | None = None,
         parallel: int = 1,
         queue_limit: int = 16,
+        kept_conversations: int = 4,
+        kept_tokens: int = 4096,
         clock: Clock = monotonic,
     ) -> None:
         assert parallel >= 1
@@ -111,6 +115,7 @@ class EdgeService:
         self._queue_limit, self._waiting, self._active = queue_limit, 0, 0
         self._turns = asyncio.Semaphore(parallel)
         self._parallel = parallel
+        self._kept = kept_conversations, kept_tokens
         self._draining = False
         self._controls = controls
         self._engine = self._load(bundle)
@@ -334,13 +339,15 @@ class EdgeService:
     # ---- engine and link ---------------------------------------------------------------------
 
     def _load(self, bundle: ModelBundle) -> EdgeEngine:
-        return EdgeEngine(
+        engine = EdgeEngine(
             bundle,
             self._precision,
             threads=self._threads,
             endpoint=self._endpoint,
             clock=self._clock,
         )
+        engine.conversations = Conversations(*self._kept)
+        return engine
 
     async def _connect(self) -> None:
         """Keep the connection to the cloud, and look now and then whether it is there."""

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud.eviction import StoreLimits
 from cloud.server import CloudServer
 from edge.context_source import ContextCodec
 from edge.conversations import Conversation, Conversations, shared_beginning
@@ -79,9 +78,9 @@ async def answer(
     return shown
 
 
-async def _hold_a_conversation(conversation: list[Turn], limits: StoreLimits) -> None:
+async def _hold_a_conversation(conversation: list[Turn], *, forgetful: bool) -> None:
     async with (
-        CloudServer(settings_for(tiny_bundle(), limits=limits)) as server,
+        CloudServer(settings_for(tiny_bundle())) as server,
         CloudServer(settings_for(tiny_bundle())) as other,
         BreakableLink(server.address) as link,
         edge_engine(link.address) as keeping,
@@ -98,18 +97,22 @@ async def _hold_a_conversation(conversation: list[Turn], limits: StoreLimits) ->
             assert shown == whole[: len(shown)]
             assert len(shown) == min(len(whole), turn.leaves_after or len(whole))
             text = prompt + shown
+            if forgetful:
+                await eventually(lambda: server.service.open_streams == 0)
+                for session in list(server.store._sessions.values()):
+                    server.store.drop(session)
 
 
 @settings(max_examples=60)
 @given(st.lists(turns(), min_size=2, max_size=6))
 def test_a_conversation_is_answered_as_if_every_turn_were_the_first(turns: list[Turn]) -> None:
-    asyncio.run(_hold_a_conversation(turns, StoreLimits()))
+    asyncio.run(_hold_a_conversation(turns, forgetful=False))
 
 
 @settings(max_examples=20)
 @given(st.lists(turns(), min_size=2, max_size=6))
 def test_so_it_is_where_the_cloud_forgets_what_it_kept(turns: list[Turn]) -> None:
-    asyncio.run(_hold_a_conversation(turns, StoreLimits(max_sessions=1, idle_seconds=0.01)))
+    asyncio.run(_hold_a_conversation(turns, forgetful=True))
 
 
 @pytest.mark.parametrize("mode", [Mode.STANDALONE, Mode.COLLABORATIVE, Mode.CLOUD_ONLY])
