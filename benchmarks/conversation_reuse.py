@@ -2,7 +2,7 @@
 
     python -m benchmarks.conversation_reuse --turns 5 --repeats 3
 
-Holds one conversation twice, turn by turn in turns: with an engine that keeps the text taken in (its
+Holds one conversation twice, turn by turn: with an engine that keeps what it has taken in (its
 own layers' keys and values, and the session in the cloud), and with one that begins anew each time.
 Both must say the same.  Medians over the repeats.
 """

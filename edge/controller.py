@@ -18,7 +18,9 @@ from edge.plan import BURST_UNLIMITED, MOST_LOOKAHEAD, Plan
 from shared.errors import ConfigurationError
 from shared.model_bundle import OperatingPoint
 
-LEAST_GAIN = 0.10  # of the previous plan's score, before it is given up
+# of the previous plan's score, before it is given up in the middle of an answer, and between two,
+# where a change costs nothing
+LEAST_GAIN, LEAST_GAIN_BETWEEN = 0.10, 0.02
 TIE = 0.02  # within which the better agreement counts for more
 COST_PRICE = 1.0  # seconds of waiting for a cloud token, where the aim is cost and none is named
 ANSWER_TOKENS = 100  # of an answer whose length nobody told
@@ -110,16 +112,19 @@ def choose(
     *,
     prompt_tokens: int = 0,
     answer_tokens: int = ANSWER_TOKENS,
+    shared_cores: bool = False,
+    least_gain: float = LEAST_GAIN,
 ) -> Choice:
     """The plan for the next answer.
 
     ``previous`` (the plan under which ``conditions`` were measured) is kept while it is allowed
-    and nothing gains more than ``LEAST_GAIN`` of its score over it.
+    and nothing gains more than ``least_gain`` of its score over it.
 
     Args:
         points: the bundle's operating points, by rising threshold.
         prompt_tokens: how many the cloud lacks; uploading them counts.
         answer_tokens: expected length of the answer.
+        shared_cores: edge and cloud work on the same ones.
 
     Raises:
         ConfigurationError: a target agreement, but no operating points to find it in.
@@ -129,7 +134,15 @@ def choose(
     shapes = _allowed_shapes(points, wishes)
     kept = previous if previous and _is_allowed(previous, shapes, wishes) else None
     model = _cost_model(
-        conditions, points, layers, cut, hidden_size, previous, prompt_tokens, answer_tokens
+        conditions,
+        points,
+        layers,
+        cut,
+        hidden_size,
+        previous,
+        prompt_tokens,
+        answer_tokens,
+        shared_cores=shared_cores,
     )
     if model is None:
         plan = kept or _unmeasured_plan(shapes, wishes)
@@ -143,7 +156,7 @@ def choose(
     scores = _scores(model, [*plans, *([kept] if kept else [])], _price(wishes))
     best = _best(model, plans, scores)
     plan = best
-    if kept is not None and scores[best] >= scores[kept] * (1.0 - LEAST_GAIN):
+    if kept is not None and scores[best] >= scores[kept] * (1.0 - least_gain):
         plan = kept
     why = _compared(model, plan, best, scores, _price(wishes))
     return Choice(plan, f"{_measured(conditions)}: {plan} ({why})", model.seconds(plan))
@@ -283,6 +296,8 @@ def _cost_model(
     previous: Plan | None,
     prompt_tokens: int,
     answer_tokens: int,
+    *,
+    shared_cores: bool,
 ) -> CostModel | None:
     """``None`` while round trip, edge or cloud are unknown; the rest has stand-ins."""
     rtt, edge = conditions.rtt_seconds, conditions.edge_token_seconds
@@ -311,6 +326,7 @@ def _cost_model(
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
         edge_prefill=conditions.edge_prefill_seconds or 0.0,
+        shared_cores=shared_cores,
     )
 
 

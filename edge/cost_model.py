@@ -20,6 +20,8 @@ are::
     optimistic   s + r (R + c + e/2) + stall        e/2: the token under way at a rollback
     stall        r z/(1-z) max(0, R + c - W s/q)    z = (1 - r/q)^W: a run that fills the window
     verified     as optimistic with q = 1 and r the share of all tokens that are guessed wrong
+    shared       s + max(w c, stall) + r (R + e/2)      optimistic, both on the same cores:
+                 only the way is hidden; w: what the cloud decides, in vain or not
     ahead        s + g + d (R + c)                      where the cloud decodes ahead
     plain        g + (R + c) / N                        the cloud decides and streams
     burst        (T (s + stall) + P (R + c + e/2) + (N - T) g) / N
@@ -72,6 +74,7 @@ class CostModel:
     prompt_tokens: int
     answer_tokens: int
     edge_prefill: float = 0.0
+    shared_cores: bool = False
 
     def seconds(self, plan: Plan) -> float:
         """Predicted seconds per token of an answer."""
@@ -83,11 +86,14 @@ class CostModel:
             return prompt + self._ahead(plan)
         asked, wrong = self._asked(plan), self._wrong(plan)
         wait, pace = self._wait(plan), self._pace(plan)
-        if plan.window:
-            step = pace + self._stall(asked, wrong, wait, pace, plan.window)
-            correction = wait + self.edge / 2
-        else:
+        if not plan.window:
             step, correction = pace + (asked - wrong) * wait, wait
+        else:
+            stall = self._stall(asked, wrong, wait, pace, plan.window)
+            step, correction = pace + stall, wait + self.edge / 2
+            if self.shared_cores:
+                work = self.cloud_pass * self._while_drafting(plan)
+                step, correction = pace + max(work, stall), self.rtt + self.edge / 2
         if not plan.burst:
             return prompt + step + wrong * correction
         drafted, corrected = self._until_correction(wrong)
@@ -100,14 +106,18 @@ class CostModel:
         hidden states counts as the share of layers that the cloud runs."""
         if plan.lookahead or plan.plain:
             return 1.0
+        drafting = self._while_drafting(plan)
+        if not plan.burst:
+            return drafting
+        drafted, _ = self._until_correction(self._wrong(plan))
+        return (drafted * drafting + self.answer_tokens - drafted) / self.answer_tokens
+
+    def _while_drafting(self, plan: Plan) -> float:
+        """Tokens that the cloud decides for each that the edge drafts, counted so."""
         asked, wrong = self._asked(plan), self._wrong(plan)
         behind = self._wait(plan) * asked / self._pace(plan)  # asked while a wrong one is out
         in_vain = min(max(0, plan.window - 1), behind)
-        if not plan.burst:
-            return self._layer_share(plan.codec) * (asked + wrong * in_vain)
-        drafted, corrected = self._until_correction(wrong)
-        decided = drafted * asked + corrected * in_vain + self.answer_tokens - drafted
-        return self._layer_share(plan.codec) * decided / self.answer_tokens
+        return self._layer_share(plan.codec) * (asked + wrong * in_vain)
 
     def agreement(self, plan: Plan) -> float:
         """Expected share of tokens that equal the full model's (a lossy codec left out)."""

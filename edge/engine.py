@@ -15,7 +15,14 @@ from tokenizers import Tokenizer
 
 from edge.cloud_channel import Channels, CloudEndpoint
 from edge.context_source import ContextCodec, HiddenStateSource, TokenSource
-from edge.controller import NO_WISHES, Choice, Wishes, choose
+from edge.controller import (
+    LEAST_GAIN,
+    LEAST_GAIN_BETWEEN,
+    NO_WISHES,
+    Choice,
+    Wishes,
+    choose,
+)
 from edge.conversations import Conversation, Conversations, shared_beginning
 from edge.exit_model import ExitModel
 from edge.exit_policy import DEFAULT_THRESHOLD
@@ -351,7 +358,7 @@ class Generation:
         model = engine.load_model()
         self._state = await self._open_state(model, kept, shared)
         if options.mode is Mode.AUTO:
-            self._plan = self._choose(options.wishes).plan
+            self._plan = self._choose(options.wishes, LEAST_GAIN_BETWEEN).plan
         if options.mode is not Mode.STANDALONE:
             codec = self._plan.codec
             source = (
@@ -412,7 +419,7 @@ class Generation:
                 self._cached_tokens = positions
         return await stack.enter_async_context(self._session(source, session))
 
-    def _choose(self, wishes: Wishes) -> Choice:
+    def _choose(self, wishes: Wishes, least_gain: float = LEAST_GAIN) -> Choice:
         """The plan for what is known now."""
         manifest = self._engine.bundle.manifest
         arch = manifest.architecture
@@ -426,6 +433,9 @@ class Generation:
             self._engine.last_plan,
             prompt_tokens=len(self._request.prompt_ids),
             answer_tokens=self._request.max_tokens,
+            shared_cores=self._engine.endpoint is not None
+            and self._engine.endpoint.on_this_machine,
+            least_gain=least_gain,
         )
         measured = choice.seconds_per_token is not None
         if choice.plan != self._engine.last_plan or (measured and not self._explained):

@@ -172,6 +172,14 @@ def test_plain_serving_pays_one_round_trip_and_no_prompt_of_the_edges() -> None:
     assert (asked.cloud_tokens(plain), asked.agreement(plain)) == (1.0, 1.0)
 
 
+def test_on_shared_cores_only_the_way_is_hidden() -> None:
+    shared = replace(MODEL, shared_cores=True)
+    two = replace(OPTIMISTIC, window=2)
+    # 0.75 tokens decided (one in four in vain) for each drafted, and a fourth waits for the way
+    assert shared.seconds(two) == pytest.approx(0.01 + 0.75 * 0.03 + 0.25 * (0.05 + 0.005))
+    assert shared.seconds(BLOCKING) == MODEL.seconds(BLOCKING)
+
+
 def test_the_clouds_work_counts_layers_and_questions_in_vain() -> None:
     assert MODEL.cloud_tokens(BLOCKING) == 0.5
     assert MODEL.cloud_tokens(replace(BLOCKING, codec=FP16)) == 0.25
