@@ -385,8 +385,7 @@ class Generation:
     async def _open_state(
         self, model: ExitModel, kept: Conversation | None, shared: int
     ) -> ModelState:
-        """The kept state up to where the texts part, or a new one.  One that shall be kept has
-        room for the longest conversation: its memory is used as it fills."""
+        """The kept state up to where the texts part, or a new one; what shall be kept may grow."""
         if kept is not None and kept.state is not None:
             state = kept.state
 

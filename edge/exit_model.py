@@ -24,6 +24,7 @@ from shared.model_bundle import ExitInfo, ModelBundle, Precision
 
 # longer batches gain little once the matrices are read once for this many rows
 CHUNK = 128
+_FIRST_POSITIONS = 256  # that a state has room for before it grows
 
 
 class ExitModel:
@@ -83,23 +84,43 @@ class ExitModel:
 
 
 class ModelState:
-    """One generation.  Not thread-safe: one worker at a time calls it."""
+    """One generation, or a conversation.  Not thread-safe: one worker at a time calls it.
+
+    Buffers grow with the text: at the first prompt ONNX Runtime clears those it is given, all of
+    them, which takes memory and time.
+    """
 
     def __init__(self, model: ExitModel, max_positions: int) -> None:
-        arch = model.architecture
         self.max_positions = max_positions
-        self._vocabulary_size = arch.vocabulary_size
+        self._model = model
+        self._vocabulary_size = model.architecture.vocabulary_size
         self._embedding = model.embedding
         self._positions = 0
         self._read_positions = 0  # at the last reading of logits
-        rotary = RotaryTables(arch, max_positions)
-        self._segments = [StageRun(s, arch, max_positions, rotary) for s in model.segment_stages]
-        self._exits = [StageRun(s, arch, max_positions, rotary) for s in model.exit_stages]
+        self._capacity = min(_FIRST_POSITIONS, max_positions)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        model, arch, capacity = self._model, self._model.architecture, self._capacity
+        rotary = RotaryTables(arch, capacity)
+        self._segments = [StageRun(s, arch, capacity, rotary) for s in model.segment_stages]
+        self._exits = [StageRun(s, arch, capacity, rotary) for s in model.exit_stages]
         head = model.head_stage
-        self._head = None if head is None else StageRun(head, arch, max_positions, rotary)
+        self._head = None if head is None else StageRun(head, arch, capacity, rotary)
         # boundary i is the output of segment i; boundary 0 is the cut
-        shape = (max_positions, arch.hidden_size)
+        shape = (capacity, arch.hidden_size)
         self._boundaries: list[FloatArray] = [np.zeros(shape, np.float32) for _ in self._segments]
+
+    def _make_room(self, positions: int) -> None:
+        if positions <= self._capacity:
+            return
+        runs, boundaries = [*self._segments, *self._exits], self._boundaries
+        self._capacity = min(self.max_positions, max(positions, 2 * self._capacity))
+        self._allocate()
+        for run, before in zip([*self._segments, *self._exits], runs, strict=True):
+            run.cache.take_over(before.cache)
+        for rows, old in zip(self._boundaries, boundaries, strict=True):
+            rows[: self._positions] = old[: self._positions]
 
     @property
     def positions(self) -> int:
@@ -124,6 +145,7 @@ class ModelState:
             raise BudgetExceededError(
                 f"{stop} positions, but this generation was opened for {self.max_positions}"
             )
+        self._make_room(stop)
         first, out = self._segments[0], self._boundaries[0]
         for at in range(0, len(ids), CHUNK):
             chunk = ids[at : at + CHUNK]

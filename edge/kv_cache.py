@@ -28,6 +28,12 @@ class KvCache:
         """Forget every position from ``positions`` on."""
         self.length = min(self.length, positions)
 
+    def take_over(self, other: KvCache) -> None:
+        """The positions of a smaller cache of the same graph."""
+        length = self.length = other.length
+        self.keys[..., :length, :] = other.keys[..., :length, :]
+        self.values[..., :length, :] = other.values[..., :length, :]
+
     @property
     def bytes_per_position(self) -> int:
         """Memory that one filled position holds."""

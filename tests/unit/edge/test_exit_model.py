@@ -252,6 +252,22 @@ def test_the_models_own_limit_is_kept(model: ExitModel, positions: int) -> None:
         model.open(positions)
 
 
+def test_a_state_that_grows_is_the_same_to_the_bit(
+    model: ExitModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walk() -> list[npt.NDArray[np.float32]]:
+        state, seen = model.open(200), []
+        for count in (3, 1, 5, 1, 40, 1, 100):
+            seen += [state.extend([7 * state.positions % 200] * count), state.read_exit(0)]
+            state.truncate(state.positions - count // 2)
+        return [*seen, state.read_exit(1), state.hidden_states(0, state.positions).copy()]
+
+    whole = walk()
+    monkeypatch.setattr(exit_model_module, "_FIRST_POSITIONS", 4)
+    for grown, expected in zip(walk(), whole, strict=True):
+        np.testing.assert_array_equal(grown, expected)
+
+
 def test_extending_by_nothing_is_nothing(model: ExitModel) -> None:
     state = model.open(8)
     assert state.extend([]).shape == (0, 64)
