@@ -41,9 +41,9 @@ from benchmarks.load_report import (
     table,
 )
 from edge.context_source import ContextCodec
-from edge.engine import GenerationOptions
 from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from edge.plan import DEFAULT_WINDOW
 from shared.errors import ConfigurationError, TandemError
 from shared.model_bundle import ModelBundle, Precision, default_bundle_folder

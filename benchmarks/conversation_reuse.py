@@ -22,8 +22,10 @@ from rich.table import Table
 
 from edge.cloud_channel import CloudEndpoint
 from edge.conversations import Conversations
-from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
+from edge.generation_result import GenerationResult
 from shared.chat import Message
 from shared.model_bundle import ModelBundle, default_bundle_folder
 from simulator.local_cloud import LocalCloud

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.cloud_channel import CloudEndpoint
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine
 from edge.exit_policy import DEFAULT_THRESHOLD, ExitPolicy
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from shared.chat import Message
 from shared.model_bundle import ModelBundle, default_bundle_folder
 from shared.prompt_file import read_exchanges

@@ -21,7 +21,8 @@ import grpc.aio
 
 from cloud.collaboration_service import SESSION_METHOD
 from edge.cloud_channel import CloudEndpoint
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine
+from edge.generation_options import GenerationOptions
 from edge.timeline import Timeline
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.chat import Message

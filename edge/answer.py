@@ -15,8 +15,10 @@ from shared.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
     from edge.controls import Controls
-    from edge.engine import EdgeEngine, Generation, GenerationResult
+    from edge.engine import EdgeEngine
     from edge.generation import GeneratedToken
+    from edge.generation_result import GenerationResult
+    from edge.generation_run import Generation
 
 MAX_STOP_STRINGS = 4  # as OpenAI has it
 

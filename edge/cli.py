@@ -18,7 +18,9 @@ from edge.plan import Schedule
 from shared.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+    from edge.engine import EdgeEngine
+    from edge.generation_options import GenerationOptions
+    from edge.generation_result import GenerationResult
 
 _EPILOG = """
 Examples:
@@ -85,7 +87,8 @@ def generate(
     ] = False,
 ) -> None:
     """Answer PROMPT on this device, asking the cloud for the words it is unsure of."""
-    from edge.engine import EdgeEngine, GenerationOptions  # noqa: PLC0415
+    from edge.engine import EdgeEngine  # noqa: PLC0415
+    from edge.generation_options import GenerationOptions  # noqa: PLC0415
     from shared.chat import Message  # noqa: PLC0415
 
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edge.controller import Aim, Wishes
-from edge.engine import GenerationOptions
 from edge.exit_policy import DEFAULT_THRESHOLD, threshold_for
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from shared.errors import ConfigurationError
 from shared.model_bundle import ModelBundle
 from shared.sampling import Sampling

@@ -20,8 +20,10 @@ from edge.answer import Answer, AnswerRequest, FinishReason
 from edge.cloud_channel import CloudEndpoint
 from edge.controls import Controls
 from edge.conversations import Conversations
-from edge.engine import EdgeEngine, Generation, GenerationResult
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_result import GenerationResult
+from edge.generation_run import Generation
 from edge.link_probe import LinkProbe
 from shared.clock import Clock, monotonic
 from shared.errors import BusyError, ConfigurationError, DrainingError, TandemError

@@ -12,8 +12,10 @@ from rich.text import Text
 from tokenizers.decoders import DecodeStream
 
 if TYPE_CHECKING:
-    from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+    from edge.engine import EdgeEngine
     from edge.generation import GeneratedToken
+    from edge.generation_options import GenerationOptions
+    from edge.generation_result import GenerationResult
 
 _STYLES = {
     "exit1": Style(color="green"),

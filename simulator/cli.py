@@ -25,7 +25,8 @@ from simulator import link_cli
 from simulator.bench import cli as bench_cli
 
 if TYPE_CHECKING:
-    from edge.engine import EdgeEngine, GenerationOptions
+    from edge.engine import EdgeEngine
+    from edge.generation_options import GenerationOptions
     from shared.model_bundle import ModelBundle
     from simulator.evaluation import Evaluation
 
@@ -67,7 +68,7 @@ def demo(
     precision: opt.Precision = opt.DEFAULT_PRECISION,
 ) -> None:
     """Run a cloud and an edge on this machine and talk to them in all three modes."""
-    from edge.engine import GenerationOptions  # noqa: PLC0415
+    from edge.generation_options import GenerationOptions  # noqa: PLC0415
     from simulator.demo import PROMPTS, closing_table, run_demo  # noqa: PLC0415
 
     console = Console(highlight=False, soft_wrap=True)
@@ -125,7 +126,7 @@ def evaluate(
 
     Without --cloud, a cloud is started on this machine.
     """
-    from edge.engine import GenerationOptions  # noqa: PLC0415
+    from edge.generation_options import GenerationOptions  # noqa: PLC0415
 
     if mode is Mode.AUTO:
         raise ConfigurationError(

@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
+from edge.generation_result import GenerationResult
 from edge.token_display import show_answer, style_of
 from shared.chat import Message
 from simulator.evaluation import PromptOutcome, checked_against, summarize

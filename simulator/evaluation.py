@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
+from edge.generation_result import GenerationResult
 from shared.sampling import GREEDY
 from simulator.text_metrics import rouge_l
 

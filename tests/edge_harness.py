@@ -10,8 +10,10 @@ from typing import Any, Self
 
 from cloud.server import CloudServer
 from edge.cloud_channel import CloudEndpoint
-from edge.engine import EdgeEngine, GenerationOptions, GenerationResult
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
+from edge.generation_result import GenerationResult
 from edge.plan import Plan
 from shared.model_bundle import ModelBundle
 from shared.sampling import GREEDY, Sampling

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict
 
-from edge.engine import GenerationResult
 from edge.generation import Mode
+from edge.generation_result import GenerationResult
 from simulator.bench.stored import read_stored
 
 

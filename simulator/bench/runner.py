@@ -9,8 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from edge.cloud_channel import CloudEndpoint
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from edge.timeline import Timeline
 from shared.errors import TandemError
 from shared.model_bundle import ModelBundle

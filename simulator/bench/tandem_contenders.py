@@ -10,8 +10,8 @@ from typing import Any
 
 from edge.context_source import ContextCodec
 from edge.controller import Aim, Wishes
-from edge.engine import GenerationOptions
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from edge.link_monitor import LinkMonitor
 from edge.plan import Plan
 from edge.timeline import Timeline

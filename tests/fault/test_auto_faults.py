@@ -15,8 +15,8 @@ from cloud.server import CloudServer
 from edge import cloud_session, steering
 from edge.context_source import ContextCodec
 from edge.controller import Aim, Wishes
-from edge.engine import GenerationOptions
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from edge.plan import BURST_UNLIMITED, Plan
 from shared.errors import AuthenticationError, FingerprintMismatchError
 from tests.cloud_harness import eventually, settings_for, tiny_bundle

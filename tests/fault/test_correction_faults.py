@@ -15,8 +15,8 @@ from edge import steering
 from edge.cloud_session import CloudSession
 from edge.context_source import ContextCodec
 from edge.controller import Choice
-from edge.engine import GenerationOptions
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from edge.plan import Plan
 from edge.question import Question
 from shared.messages import Decision

@@ -15,8 +15,10 @@ from cloud.eviction import StoreLimits
 from cloud.server import CloudServer
 from edge.cloud_session import CloudSession
 from edge.context_source import ContextCodec, TokenSource
-from edge.engine import EdgeEngine, Generation, GenerationOptions
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
+from edge.generation_run import Generation
 from shared.errors import (
     AuthenticationError,
     BudgetExceededError,

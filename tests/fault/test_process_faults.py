@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from edge.context_source import ContextCodec
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from tests.cloud_process import MIB, CloudProcess
 from tests.edge_harness import (
     PROMPTS,

@@ -22,8 +22,8 @@ from benchmarks.load_report import (
     percentile,
 )
 from edge.context_source import ContextCodec
-from edge.engine import GenerationOptions
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from shared.errors import ConfigurationError
 from tests.cloud_harness import serving, tiny_bundle
 from tests.edge_harness import full_answer

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from edge.context_source import ContextCodec
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine
 from edge.generation import GeneratedToken, Mode
+from edge.generation_options import GenerationOptions
 from shared.errors import ConfigurationError
 from shared.sampling import Sampling, choose_token
 from tests.cloud_harness import full_model, tiny_bundle

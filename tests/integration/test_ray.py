@@ -22,8 +22,9 @@ import pytest
 
 from cloud.auth import add_token
 from edge.context_source import ContextCodec
-from edge.engine import EdgeEngine, Generation
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_run import Generation
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.errors import AuthenticationError, InvalidMessageError, SessionTakenOverError
 from shared.messages import Context, Decision, Escalate, Truncate, error_of

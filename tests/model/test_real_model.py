@@ -19,9 +19,10 @@ import transformers
 
 from edge.cloud_channel import CloudEndpoint
 from edge.context_source import ContextCodec
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine
 from edge.exit_model import ExitModel
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from shared.chat import Message
 from shared.model_bundle import ModelBundle, Precision
 from shared.sampling import GREEDY, Sampling

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from cloud.server import CloudServer
 from edge.context_source import ContextCodec
 from edge.conversations import Conversation, Conversations, shared_beginning
-from edge.engine import EdgeEngine, GenerationOptions
+from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from edge.plan import BURST_UNLIMITED
 from shared.sampling import Sampling
 from tests.cloud_harness import eventually, settings_for, tiny_bundle

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from cloud.server import CloudServer
 from edge.context_source import ContextCodec
-from edge.engine import GenerationOptions, GenerationResult
 from edge.exit_model import ExitModel
 from edge.exit_policy import ExitPolicy
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
+from edge.generation_result import GenerationResult
 from edge.plan import BURST_UNLIMITED
 from shared.sampling import Sampling
 from tests.cloud_harness import full_model, settings_for, tiny_bundle
