@@ -4,9 +4,8 @@
 
 Holds one conversation twice, turn by turn: with an engine that keeps what it has taken in (its
 own layers' keys and values, and the session in the cloud), and with one that begins anew each time.
-Medians over the repeats.  What was taken in token by token differs from what is taken in as one
-prompt by the rounding of other kernels, so where two words are nearly alike the answers may part:
-the last line counts those that did.
+Medians over the repeats.  The last line counts the answers that were not the same: the cloud's sums
+are grouped otherwise, so two words that are very nearly alike may change places.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class Controls:
             ``None`` is the default one.
         target_agreement: instead of a threshold, the share of tokens that shall equal the full
             model's, by the bundle's measurements on greedy answers; collaborative and auto mode.
-        aim, private: what auto mode is after, and whether it may send token ids.
+        aim: what auto mode is after.
+        private: never token ids to the cloud, in no mode; cloud-only mode is then refused.
         max_tokens: longest answer.
     """
 
@@ -53,8 +54,12 @@ class Controls:
                 f"{self.mode.value} mode has no use for target_agreement: choose the mode "
                 "collaborative or auto"
             )
-        if self.mode is not Mode.AUTO and (self.private or self.aim is not Aim.LATENCY):
-            raise ConfigurationError("aim and private are for the mode auto")
+        if self.mode is not Mode.AUTO and self.aim is not Aim.LATENCY:
+            raise ConfigurationError("an aim is for the mode auto")
+        if self.mode is Mode.CLOUD_ONLY and self.private:
+            raise ConfigurationError(
+                "cloud-only mode sends the words, which private forbids: choose another mode"
+            )
 
     def changed(self, changes: Mapping[str, Any]) -> Controls:
         """These controls with ``changes`` (values as JSON has them: ``{"mode": "auto"}``).
@@ -78,7 +83,7 @@ class Controls:
         if mode not in (Mode.COLLABORATIVE, Mode.AUTO) or values.get("threshold") is not None:
             cleared["target_agreement"] = None
         if mode is not Mode.AUTO:
-            cleared |= {"aim": Aim.LATENCY, "private": False}
+            cleared["aim"] = Aim.LATENCY
         return replace(self, **(cleared | values))
 
     def as_record(self) -> dict[str, Any]:

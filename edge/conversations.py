@@ -1,4 +1,11 @@
-"""What is kept between the turns of a conversation: the next one takes in new text alone."""
+"""What is kept between the turns of a conversation, so that little is taken in twice.
+
+What was kept changes no text.  A device's quantized layers give other rows for a token that was
+generated, one at a time, than for one of a prompt, taken in with many others, and nobody shall be
+able to tell from an answer whether a conversation was kept.  So an answer is taken in once more, as
+part of the next prompt: only what was a prompt is kept on the edge, and in the cloud what was sent
+of it.  (Token ids are the same either way: of them the cloud keeps all.)
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edge.chunks import chunks
 from edge.embedding import EmbeddingTable
 from edge.kv_cache import FloatArray, RotaryTables
 from edge.memory import release_freed
@@ -96,6 +97,7 @@ class ModelState:
         self._vocabulary_size = model.architecture.vocabulary_size
         self._embedding = model.embedding
         self._positions = 0
+        self._prefilled = 0
         self._read_positions = 0  # at the last reading of logits
         self._capacity = min(_FIRST_POSITIONS, max_positions)
         self._allocate()
@@ -127,6 +129,12 @@ class ModelState:
         """Tokens so far."""
         return self._positions
 
+    @property
+    def prefilled(self) -> int:
+        """How many of the first positions were taken in many at a time, as a prompt is.  Any other
+        text that begins with them may go on from here, and comes out the same to the bit."""
+        return self._prefilled
+
     def extend(self, token_ids: Sequence[int]) -> FloatArray:
         """Run segment 0 on new tokens; return their hidden states at the cut, ``[n, hidden]``.
 
@@ -147,9 +155,10 @@ class ModelState:
             )
         self._make_room(stop)
         first, out = self._segments[0], self._boundaries[0]
-        for at in range(0, len(ids), CHUNK):
-            chunk = ids[at : at + CHUNK]
-            first.run(self._embedding.rows(chunk), out[start + at : start + at + len(chunk)])
+        for begin, end in chunks(start, stop, CHUNK):
+            first.run(self._embedding.rows(ids[begin - start : end - start]), out[begin:end])
+        if self._prefilled == start and len(ids) > 1:
+            self._prefilled = stop
         self._positions = stop
         return out[start:stop].copy()
 
@@ -184,6 +193,7 @@ class ModelState:
         """Forget every position from ``positions`` on, at every depth."""
         assert 0 <= positions <= self._positions
         self._positions = positions
+        self._prefilled = min(self._prefilled, positions)
         self._read_positions = min(self._read_positions, positions)
         for run in [*self._segments, *self._exits]:
             run.cache.truncate(positions)
@@ -192,9 +202,8 @@ class ModelState:
         """Run the pending positions of segments 1 to ``count - 1``, lowest first."""
         for index in range(1, count):
             run, source, out = self._segments[index], *self._boundaries[index - 1 : index + 1]
-            while (at := run.cache.length) < self._positions:
-                stop = min(at + CHUNK, self._positions)
-                run.run(source[at:stop], out[at:stop])
+            for start, stop in chunks(run.cache.length, self._positions, CHUNK):
+                run.run(source[start:stop], out[start:stop])
 
     def _read(self, run: StageRun, source: FloatArray) -> FloatArray:
         """Fill an exit's pending positions; logits of the last one."""
@@ -205,9 +214,8 @@ class ModelState:
         # a second reading of the same position runs that position again
         run.cache.truncate(last)
         logits = np.empty((1, run.stage.output_width), np.float32)
-        while (at := run.cache.length) < self._positions:
-            stop = min(at + CHUNK, self._positions)
-            run.run(source[at:stop], logits)
+        for start, stop in chunks(run.cache.length, self._positions, CHUNK):
+            run.run(source[start:stop], logits)
         if self._positions - self._read_positions >= CHUNK:  # a prompt: its buffers were large
             release_freed()
         self._read_positions = self._positions

@@ -21,6 +21,7 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from edge.chunks import chunks
 from edge.drafting import DraftWorth
 from edge.exit_policy import ExitPolicy
 from edge.plan import Plan
@@ -232,9 +233,8 @@ class EdgeGeneration:
 
     async def _take_in(self) -> None:
         """Run the first segment on new text, in chunks; each is uploaded while the next runs."""
-        for start in range(self._state.positions, len(self._text), PREFILL_CHUNK):
-            chunk = self._text[start : start + PREFILL_CHUNK]
-            await self._run(partial(self._state.extend, chunk))
+        for start, stop in chunks(self._state.positions, len(self._text), PREFILL_CHUNK):
+            await self._run(partial(self._state.extend, self._text[start:stop]))
             if self._cloud is not None:
                 self._cloud.offer(self._state.positions)
 

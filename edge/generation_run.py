@@ -150,8 +150,8 @@ class Generation:
         """Open what the mode needs, going on from what was kept; the stack closes it."""
         engine, request, options = self._engine, self._request, self._options
         shared = 0
-        if kept is not None:  # the last token of a prompt is always looked at
-            shared = min(shared_beginning(kept.token_ids, self._text), len(self._text) - 1)
+        if kept is not None:  # the last tokens of a prompt are always looked at
+            shared = min(shared_beginning(kept.token_ids, self._text), len(self._text) - 2)
         if options.mode is Mode.CLOUD_ONLY:
             self._plan = replace(self._plan, codec=ContextCodec.TOKENS)
             source: HiddenStateSource | TokenSource = TokenSource(self._text)
@@ -194,7 +194,7 @@ class Generation:
             state = kept.state
 
             def cut() -> None:
-                state.truncate(min(shared, state.positions))
+                state.truncate(min(shared, state.prefilled))
 
             # after what an answer that was broken off may have left the worker to do
             await asyncio.get_running_loop().run_in_executor(self._engine.worker, cut)

@@ -268,6 +268,29 @@ def test_a_state_that_grows_is_the_same_to_the_bit(
         np.testing.assert_array_equal(grown, expected)
 
 
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_what_was_a_prompt_is_the_same_in_every_longer_prompt(
+    bundle: ModelBundle, precision: Precision
+) -> None:
+    model = ExitModel(bundle, precision, threads=1)
+    text = [(7 * i * i + i) % 200 for i in range(300)]
+    whole = model.open(320)
+    whole.extend(text)
+    kept = model.open(320)
+    kept.extend(text[:131])
+    for token in text[131:150]:  # an answer, and something else instead of it
+        kept.extend([token + 1])
+        kept.read_exit(1)
+    assert kept.prefilled == 131
+    kept.truncate(kept.prefilled)
+    kept.extend(text[131:])
+    assert kept.prefilled == 300
+    for state in (whole, kept):
+        state.read_exit(0)
+    np.testing.assert_array_equal(kept.hidden_states(0, 300), whole.hidden_states(0, 300))
+    np.testing.assert_array_equal(kept.read_exit(1), whole.read_exit(1))
+
+
 def test_extending_by_nothing_is_nothing(model: ExitModel) -> None:
     state = model.open(8)
     assert state.extend([]).shape == (0, 64)
