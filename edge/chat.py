@@ -23,7 +23,6 @@ class Chat:
 
     Args:
         sampling: gives each answer's.
-        private: token ids never go to the cloud, whatever mode is chosen on the way.
     """
 
     def __init__(
@@ -32,11 +31,9 @@ class Chat:
         display: ChatDisplay,
         conversation: Conversation,
         sampling: Callable[[], Sampling],
-        *,
-        private: bool = False,
     ) -> None:
         self.service, self.display, self.conversation = service, display, conversation
-        self.sampling, self.private = sampling, private
+        self.sampling = sampling
         self.aim = service.controls.aim  # another mode makes the controls forget it
 
     def turn(self, question: str) -> Turn:

@@ -103,7 +103,6 @@ def chat(
         ChatDisplay(),
         Conversation(system),
         lambda: opt.make_sampling(temperature, top_p, seed),
-        private=private,
     )
     _converse(talk, history, interactive=is_conversation())
 

@@ -55,7 +55,7 @@ def _show(chat: Chat) -> None:
     elif controls.mode is Mode.COLLABORATIVE:
         threshold = DEFAULT_THRESHOLD if controls.threshold is None else controls.threshold
         parts.append(f"threshold {threshold:g}")
-    if chat.private:
+    if controls.private:
         parts.append("private")
     chat.display.notice(", ".join(parts))
 
@@ -64,13 +64,9 @@ def _mode(chat: Chat, argument: str) -> bool:
     if not argument:
         _show(chat)
         return True
-    if chat.private and argument == Mode.CLOUD_ONLY.value:
-        raise ConfigurationError(
-            "cloud-only mode would send your words: leave and start without --private"
-        )
     changes: dict[str, Any] = {"mode": argument}
     if argument == Mode.AUTO.value:
-        changes |= {"private": chat.private, "aim": chat.aim.value}
+        changes["aim"] = chat.aim.value
     _change(chat, **changes)
     return True
 

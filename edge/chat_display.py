@@ -16,7 +16,7 @@ from edge.token_display import style_of
 
 if TYPE_CHECKING:
     from edge.answer import Piece
-    from edge.engine import GenerationResult
+    from edge.generation_result import GenerationResult
 
 _ALONE = Style(underline=True)  # as edge/token_display.py has it
 _CONTROLS = {code: "�" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}

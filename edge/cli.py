@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edge import chat_cli, doctor_cli
 from edge import options as opt
 from edge.controller import Aim
 from edge.generation import Mode
@@ -42,6 +43,8 @@ Examples:
 def register(app: typer.Typer) -> None:
     """Add the edge's commands to ``tandem``."""
     app.command(epilog=_EPILOG)(generate)
+    chat_cli.register(app)
+    doctor_cli.register(app)
 
 
 def generate(

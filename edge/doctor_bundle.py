@@ -119,8 +119,9 @@ async def check_answer(bundle: ModelBundle, precision: Precision, threads: int |
 
 
 def _answer(bundle: ModelBundle, precision: Precision, threads: int | None) -> Finding:
-    from edge.engine import EdgeEngine, GenerationOptions  # noqa: PLC0415  (loads ONNX Runtime)
+    from edge.engine import EdgeEngine  # noqa: PLC0415  (loads ONNX Runtime)
     from edge.generation import Mode  # noqa: PLC0415
+    from edge.generation_options import GenerationOptions  # noqa: PLC0415  (loads ONNX Runtime)
 
     name = "test answer"
     options = GenerationOptions(Mode.STANDALONE, max_tokens=_TEST_TOKENS)

@@ -29,7 +29,7 @@ from tests.cloud_harness import eventually, tiny_bundle
 from tests.edge_harness import BreakableLink, edge_engine, full_answer, options_for
 from tests.pty_process import PtyProcess
 
-COMMAND = ["-m", "tests.unmerged_commands", "chat", "--bundle", str(tiny_bundle().folder)]
+COMMAND = ["-m", "shared.cli", "chat", "--bundle", str(tiny_bundle().folder)]
 COMMAND += ["--precision", "float32", "--threads", "1"]
 SECONDS = 120
 DEVICE_COLOURS = re.compile(r"\x1b\[3[23]m")  # green, yellow

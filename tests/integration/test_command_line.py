@@ -59,10 +59,22 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_help_names_every_command_and_shows_examples() -> None:
     listing = tandem("--help").stdout
-    for name in ("generate", "demo", "evaluate", "prepare", "cloud", "simulate", "bench"):
+    for name in (
+        "generate",
+        "chat",
+        "doctor",
+        "demo",
+        "evaluate",
+        "prepare",
+        "cloud",
+        "simulate",
+        "bench",
+    ):
         assert name in listing
     for name in (
         "generate",
+        "chat",
+        "doctor",
         "demo",
         "evaluate",
         "prepare",

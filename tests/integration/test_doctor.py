@@ -280,7 +280,7 @@ def test_a_broker_address_that_cannot_be() -> None:
 
 
 def doctor(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.unmerged_commands", "doctor", "--threads", "1"]
+    command = [sys.executable, "-m", "shared.cli", "doctor", "--threads", "1"]
     command += ["--precision", "float32", "--port", str(free_port())]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TANDEM_")}
     done = subprocess.run(

@@ -78,12 +78,12 @@ def chat(sampling: Sampling = GREEDY, private: bool = False, **controls: Any) ->
         precision="float32",
         endpoint=CloudEndpoint("localhost:1"),
     )
-    return Chat(service, ChatDisplay(), Conversation(), lambda: sampling, private=private)
+    return Chat(service, ChatDisplay(), Conversation(), lambda: sampling)
 
 
 def test_private_and_aim_outlive_another_mode() -> None:
     talk = chat(private=True, aim=Aim.COST)
-    with pytest.raises(ConfigurationError, match="--private"):
+    with pytest.raises(ConfigurationError, match="private forbids"):
         run_command(talk, "/mode cloud-only")
     assert talk.service.controls.mode is Mode.AUTO
     assert run_command(talk, "/aim quality")
