@@ -191,12 +191,13 @@ async def _record(
     waits = [(max(wait.start, began), max(wait.stop, began)) for wait in timeline.waits]
 
     def own(time: float) -> float:
-        """Seconds since the session began, less the waits."""
-        return time - began - sum(min(time, stop) - start for start, stop in waits if start < time)
+        """Seconds since the session began, less the waits; a token may be shown just before."""
+        waited = sum(min(time, stop) - start for start, stop in waits if start < time)
+        return max(0.0, time - began - waited)
 
     # a frame that was sent during a wait cannot depend on what was waited for
     ordered: list[tuple[float, int, Event]] = [
-        (time, 0, Send(max(0.0, own(time)), frame)) for time, frame in heard.sent
+        (time, 0, Send(own(time), frame)) for time, frame in heard.sent
     ]
     for wait, (start, stop) in zip(timeline.waits, waits, strict=True):
         arrived = [d for d in heard.decided if d[2] == wait.position and d[0] <= stop]

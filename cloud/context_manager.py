@@ -157,11 +157,12 @@ class ContextStore:
             )
         if stop <= session.confirmed:
             return
+        if stop > session.held:  # before anything is changed: there may be no room
+            growth = session.context.bytes_for(stop) - session.context.nbytes
+            self._evictor.make_room(session, growth)
         if session.own:
             self._confirm(session, rows[session.confirmed - position :])
         if stop > session.held:
-            growth = session.context.bytes_for(stop) - session.context.nbytes
-            self._evictor.make_room(session, growth)
             session.context.append(rows[session.held - position :])
             self._ledger.update(session)
         self._changed()

@@ -124,6 +124,16 @@ def test_what_cannot_fit_costs_nobody_anything() -> None:
     assert (box.store.held_bytes, idle.computed, session.cache) == (before, 6, None)
 
 
+def test_context_that_does_not_fit_leaves_the_clouds_own_words() -> None:
+    box = Fixture(budget_bytes=2 * IDS_BYTES)
+    box.store.append(box.open(1), 0, np.zeros(1, np.int32))
+    session = box.open(2)
+    box.store.append_own(session, 7)
+    with pytest.raises(BudgetExceededError):
+        box.store.append(session, 0, np.zeros(512, np.int32))
+    assert (session.held, session.own) == (1, 1)
+
+
 def test_sessions_in_use_are_never_touched() -> None:
     box = Fixture(budget_bytes=IDS_BYTES + CACHE_BYTES, idle_seconds=5.0)
     session = box.open(1)
