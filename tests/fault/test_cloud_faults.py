@@ -47,7 +47,6 @@ from shared.errors import (
     TandemError,
 )
 from shared.messages import PROTOCOL_VERSION, Context, ContextKind, Escalate, Truncate, error_of
-from shared.sampling import Sampling
 from shared.tensor_codec import EncodedTensor, Encoding
 from tests.cloud_harness import (
     PROMPT,
@@ -266,11 +265,11 @@ async def test_a_silent_stream_is_ended(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_session_reopened_with_other_fields_is_refused(shared_server: CloudServer) -> None:
+async def test_a_session_reopened_with_another_kind_of_context_is_refused(shared_server: CloudServer) -> None:
     async with edge(shared_server, BUNDLE) as rude, bystander(shared_server, BUNDLE, FULL):
         await rude.open()
         rude.call.cancel()
-        await rude.connect().begin(sampling=Sampling(0.5))
+        await rude.connect().begin(context_kind=HIDDEN)
         await fails_with(rude, InvalidMessageError)
         await rude.open()  # the session itself is as it was
         await rude.close()

@@ -124,6 +124,18 @@ def test_what_cannot_fit_costs_nobody_anything() -> None:
     assert (box.store.held_bytes, idle.computed, session.cache) == (before, 6, None)
 
 
+def test_another_sampling_forgets_what_was_decided_and_only_that() -> None:
+    box = Fixture()
+    session = box.idle(1)
+    session.decisions[3] = Choice(1, 0.0)
+    again = box.store.open(key(1), GREEDY, ContextKind.TOKEN_IDS)
+    assert (again.decisions, again.held, again.computed) == ({3: Choice(1, 0.0)}, 6, 6)
+    box.store.release(again)
+    again = box.store.open(key(1), Sampling(0.5), ContextKind.TOKEN_IDS)
+    assert (again.sampling, again.decisions) == (Sampling(0.5), {})
+    assert (again.held, again.computed) == (6, 6)
+
+
 def test_context_that_does_not_fit_leaves_the_clouds_own_words() -> None:
     box = Fixture(budget_bytes=2 * IDS_BYTES)
     box.store.append(box.open(1), 0, np.zeros(1, np.int32))
@@ -165,11 +177,11 @@ def test_an_idle_session_gives_its_place_and_one_in_use_does_not() -> None:
         box.open(4)
 
 
-def test_a_session_is_reopened_with_its_own_fields() -> None:
+def test_a_session_is_reopened_with_its_own_kind_of_context() -> None:
     box = Fixture()
     session = box.idle(1)
     with pytest.raises(InvalidMessageError):
-        box.store.open(key(1), Sampling(0.5), ContextKind.TOKEN_IDS)
+        box.store.open(key(1), GREEDY, ContextKind.HIDDEN_STATES)
     assert box.open(1) is session
     other = SessionKey("bob", key(1).session_id)
     assert box.store.open(other, GREEDY, ContextKind.TOKEN_IDS).held == 0
