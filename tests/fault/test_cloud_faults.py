@@ -265,7 +265,9 @@ async def test_a_silent_stream_is_ended(
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_session_reopened_with_another_kind_of_context_is_refused(shared_server: CloudServer) -> None:
+async def test_a_session_reopened_with_another_kind_of_context_is_refused(
+    shared_server: CloudServer,
+) -> None:
     async with edge(shared_server, BUNDLE) as rude, bystander(shared_server, BUNDLE, FULL):
         await rude.open()
         rude.call.cancel()
