@@ -70,10 +70,21 @@ class ShapedLink:
     async def become(self, spec: LinkSpec, seed: int) -> None:
         """Be like ``spec``, its traces and outages from their beginning, its chance from ``seed``
         (unsigned 64 bits)."""
-        await asyncio.to_thread(self._put, f"/link?seed={seed}", spec.model_dump_json().encode())
+        body = spec.model_dump_json().encode()
+        await asyncio.to_thread(self._ask, "PUT", f"/link?seed={seed}", body)
 
-    def _put(self, path: str, body: bytes) -> None:
-        request = urllib.request.Request(self._control + path, data=body, method="PUT")  # noqa: S310  loopback, from our own child
+    async def break_off(self, seconds: float) -> None:
+        """Let nothing pass for so long."""
+        body = json.dumps({"seconds": seconds}).encode()
+        await asyncio.to_thread(self._ask, "POST", "/outage", body)
+
+    async def reset(self) -> None:
+        """Reset every connection."""
+        await asyncio.to_thread(self._ask, "POST", "/reset", b"")
+
+    def _ask(self, method: str, path: str, body: bytes) -> None:
+        address = self._control + path
+        request = urllib.request.Request(address, data=body, method=method)  # noqa: S310  loopback, from our own child
         try:
             with urllib.request.urlopen(request, timeout=_CONTROL_SECONDS):  # noqa: S310
                 pass
