@@ -37,6 +37,8 @@ class Controls:
     max_tokens: int = 1024
 
     def __post_init__(self) -> None:
+        assert isinstance(self.mode, Mode)
+        assert isinstance(self.aim, Aim)
         for name in ("threshold", "target_agreement"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:

@@ -184,8 +184,8 @@ class EdgeService:
             raise DrainingError("the daemon is shutting down and takes no new work")
         if self._turns.locked() and self._waiting >= self._queue_limit:
             raise BusyError(
-                f"{self._active} answers are being made and {self._waiting} wait: try again in a "
-                "moment"
+                "as many answers are being made and wait as may "
+                f"({self._active} and {self._waiting}): try again in a moment"
             )
         self._waiting += 1
         try:
