@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edge import options as opt
+from edge import serve_cli
 from edge.controller import Aim
 from edge.generation import Mode
 from edge.plan import Schedule
@@ -40,6 +41,7 @@ Examples:
 def register(app: typer.Typer) -> None:
     """Add the edge's commands to ``tandem``."""
     app.command(epilog=_EPILOG)(generate)
+    serve_cli.register(app)
 
 
 def generate(
