@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from cloud.logs import about, configure_logging
-from cloud.options import takes_settings
-from cloud.settings import CloudSettings, Effective
+from cloud.settings import CLOUD_SOURCES, CloudSettings
+from shared.logs import about, configure_logging
+from shared.settings_loading import Effective
+from shared.settings_options import takes_settings
 
 _LOG = logging.getLogger("tandem.cloud")
 
@@ -65,8 +66,8 @@ def register(root: typer.Typer) -> None:
 
 
 @app.command(help=_HELP_OF_SERVING)
-@takes_settings
-def serve(effective: Effective) -> None:
+@takes_settings(CLOUD_SOURCES, example="max_sessions")
+def serve(effective: Effective[CloudSettings]) -> None:
     settings = effective.settings
     configure_logging(settings.log_level, settings.log_format)
     if settings.engine == "ray":
@@ -100,8 +101,8 @@ def _say_ready(settings: CloudSettings, address: str, metrics_url: str) -> None:
 
 
 @app.command(help=_HELP_OF_SHOWING)
-@takes_settings
-def config(effective: Effective) -> None:
+@takes_settings(CLOUD_SOURCES, example="max_sessions")
+def config(effective: Effective[CloudSettings]) -> None:
     typer.echo(str(effective))
 
 

@@ -21,7 +21,6 @@ from cloud.collaboration_service import CollaborationService
 from cloud.context_manager import ContextStore
 from cloud.deep_model import DeepModel
 from cloud.eviction import StoreLimits
-from cloud.logs import about
 from cloud.metrics import CloudMetrics
 from cloud.metrics_endpoint import MetricsEndpoint
 from cloud.quotas import QuotaFile, Quotas
@@ -29,6 +28,7 @@ from cloud.settings import CloudSettings
 from cloud.watched_file import WatchedFile
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
+from shared.logs import about
 from shared.model_bundle import ModelBundle
 
 _LOG = logging.getLogger("tandem.cloud")

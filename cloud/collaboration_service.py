@@ -23,7 +23,6 @@ from cloud.auth import Authenticator
 from cloud.batcher import Batcher
 from cloud.context_manager import ContextStore
 from cloud.held_session import HeldSession, SessionKey
-from cloud.logs import about
 from cloud.metrics import UNKNOWN_TENANT, CloudMetrics
 from cloud.quotas import EscalationRates, TenantQuotas
 from cloud.session_engine import SessionEngine
@@ -41,6 +40,7 @@ from shared.errors import (
     SessionTakenOverError,
     TandemError,
 )
+from shared.logs import about
 from shared.messages import (
     Close,
     Closed,

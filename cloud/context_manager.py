@@ -22,12 +22,12 @@ import numpy.typing as npt
 from cloud.eviction import Evictor, StoreLimits
 from cloud.held_session import HeldSession, Rows, SessionKey
 from cloud.kv_cache import KvCache
-from cloud.logs import about
 from cloud.metrics import CloudMetrics
 from cloud.quotas import Quotas, TenantQuotas
 from cloud.store_ledger import Ledger
 from shared.clock import Clock, monotonic
 from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
+from shared.logs import about
 from shared.messages import STORE_ID_BYTES, ContextKind
 from shared.model_bundle import Architecture
 from shared.sampling import Sampling

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cloud.held_session import HeldSession, SessionKey
-from cloud.logs import about
 from cloud.metrics import CloudMetrics
 from cloud.quotas import TenantQuotas
 from cloud.store_ledger import Ledger
 from shared.errors import BudgetExceededError
+from shared.logs import about
 
 _LOG = logging.getLogger("tandem.cloud")
 

@@ -28,6 +28,11 @@ class SessionKey:
         """Enough to tell sessions apart in a log, too little to take one over."""
         return self.session_id.hex()[:8]
 
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What names the session in a log."""
+        return {"session": self.short_id, "tenant": self.tenant}
+
     def __str__(self) -> str:
         return f"{self.tenant}/{self.short_id}"
 

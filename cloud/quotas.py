@@ -23,10 +23,10 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from cloud.config_file import first_problem, read_table
 from cloud.metrics import CloudMetrics, TenantMetrics
 from cloud.watched_file import WatchedFile
 from shared.clock import Clock, monotonic
+from shared.config_file import first_problem, read_table
 from shared.errors import BudgetExceededError, ConfigurationError
 
 UNLIMITED = "unlimited"

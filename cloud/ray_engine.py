@@ -27,13 +27,14 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from cloud.auth import read_token_file
-from cloud.logs import about
 from cloud.quotas import read_quotas
 from cloud.ray_replica import Replica
-from cloud.server import joined, write_atomically
 from cloud.settings import CloudSettings
 from shared.errors import ConfigurationError
+from shared.logs import about
 from shared.model_bundle import ModelBundle
+from shared.port_file import port_file
+from shared.transport import joined
 
 APPLICATION = "tandem"
 _OBJECT_STORE_BYTES = 128 << 20  # nothing of ours goes through it
@@ -74,9 +75,7 @@ class RayCloud:
             stack.callback(self._drain)
             _start_replicas(settings)
             self.address = joined(settings.host, port)
-            if settings.port_file:
-                write_atomically(settings.port_file, f"{self.address}\n")
-                stack.callback(settings.port_file.unlink, missing_ok=True)
+            stack.enter_context(port_file(settings.port_file, self.address))
             self._stack = stack.pop_all()
         return self
 

@@ -15,8 +15,8 @@ import grpc
 from ray.exceptions import RayError
 
 from cloud.cloud_core import CloudCore
-from cloud.logs import about, configure_logging
 from cloud.settings import CloudSettings
+from shared.logs import about, configure_logging
 
 _LOG = logging.getLogger("tandem.cloud")
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,11 +19,12 @@ from grpc_reflection.v1alpha import reflection
 from cloud.auth import TokenInterceptor
 from cloud.cloud_core import CloudCore
 from cloud.collaboration_service import SERVICE_NAME, SESSION_METHOD
-from cloud.logs import about
 from cloud.settings import CloudSettings
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
-from shared.transport import read_pem
+from shared.logs import about
+from shared.port_file import port_file
+from shared.transport import joined, read_pem
 
 _LOG = logging.getLogger("tandem.cloud")
 
@@ -62,9 +60,7 @@ class CloudServer:
             stack.push_async_callback(self._drain)
             await self._report(health_pb2.HealthCheckResponse.SERVING)
             self.address = joined(settings.host, port)
-            if settings.port_file:
-                write_atomically(settings.port_file, f"{self.address}\n")
-                stack.callback(settings.port_file.unlink, missing_ok=True)
+            stack.enter_context(port_file(settings.port_file, self.address))
             self._stack = stack.pop_all()
         return self
 
@@ -150,19 +146,3 @@ def _listen(server: Any, settings: CloudSettings) -> int:
     if not port:
         raise ConfigurationError(f"cannot listen on {address}: certificate or address refused")
     return int(port)
-
-
-def joined(host: str, port: int) -> str:
-    """``HOST:PORT``, with brackets where they are needed."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that nobody sees half of; raise :class:`ConfigurationError`."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.replace(name, path)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error}") from None

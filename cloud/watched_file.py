@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from cloud.logs import about
 from shared.clock import Clock, monotonic
 from shared.errors import ConfigurationError
+from shared.logs import about
 
 CHECK_SECONDS = 1.0
 

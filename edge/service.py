@@ -24,7 +24,6 @@ from edge.engine import EdgeEngine
 from edge.generation import Mode
 from edge.generation_result import GenerationResult
 from edge.generation_run import Generation
-from edge.link_probe import LinkProbe
 from shared.clock import Clock, monotonic
 from shared.errors import BusyError, ConfigurationError, DrainingError, TandemError
 from shared.model_bundle import ModelBundle, Precision
@@ -123,7 +122,8 @@ class EdgeService:
         self._engine = self._load(bundle)
         self._check(controls)
         self._lifetime = AsyncExitStack()
-        self._idle = asyncio.Condition()
+        self._ended = asyncio.Event()  # an answer has, or its wait
+        self._lives: set[asyncio.Timeout] = set()
         self._watchers: set[asyncio.Event] = set()
         self._observers: list[Callable[[AnswerRecord], None]] = []
         self._recent: deque[GenerationResult] = deque(maxlen=_RECENT)
@@ -154,11 +154,11 @@ class EdgeService:
 
         Raises:
             BusyError: as many answers wait as may.
-            DrainingError: the daemon takes no new work.
+            DrainingError: the daemon takes no new work, or ended before the answer.
             ConfigurationError: the request cannot be met, such as a prompt that is too long.
         """
         self._generation(request)  # what cannot be met need not wait
-        async with self._turn():
+        async with self._life(), self._turn():
             answer = Answer(self._engine, self._generation(request), request.stop)
             error: BaseException | None = None
             try:
@@ -179,6 +179,21 @@ class EdgeService:
         return engine.generation(request.prompt_ids, options)
 
     @asynccontextmanager
+    async def _life(self) -> AsyncIterator[None]:
+        """An answer's time, which the end of a drain cuts short."""
+        life = asyncio.timeout(None)
+        self._lives.add(life)
+        try:
+            async with life:
+                yield
+        except TimeoutError:
+            if not life.expired():
+                raise
+            raise DrainingError("the daemon shut down before the answer's end") from None
+        finally:
+            self._lives.discard(life)
+
+    @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         if self._draining:
             raise DrainingError("the daemon is shutting down and takes no new work")
@@ -192,6 +207,7 @@ class EdgeService:
             await self._turns.acquire()
         finally:
             self._waiting -= 1
+            self._ended.set()
         self._active += 1
         self._notify()
         try:
@@ -199,8 +215,7 @@ class EdgeService:
         finally:
             self._active -= 1
             self._turns.release()
-            async with self._idle:
-                self._idle.notify_all()
+            self._ended.set()
             self._notify()
 
     def _record(self, request: AnswerRequest, answer: Answer, error: BaseException | None) -> None:
@@ -277,15 +292,25 @@ class EdgeService:
         self._notify()
 
     async def drain(self, seconds: float | None = None) -> bool:
-        """Take no new answers and wait for those there are; whether all ended in time (seconds)."""
+        """Take no new answers and wait for those there are; whether all ended in time (seconds).
+        Those that did not have then ended with a :class:`DrainingError`."""
         self._draining = True
         self._notify()
         try:
-            async with asyncio.timeout(seconds), self._idle:
-                await self._idle.wait_for(lambda: not self._active and not self._waiting)
+            async with asyncio.timeout(seconds):
+                await self._all_ended()
         except TimeoutError:
+            for life in self._lives:
+                if not life.expired():
+                    life.reschedule(0.0)
+            await self._all_ended()
             return False
         return True
+
+    async def _all_ended(self) -> None:
+        while self._active or self._waiting:
+            self._ended.clear()
+            await self._ended.wait()
 
     # ---- what can be seen --------------------------------------------------------------------
 
@@ -361,6 +386,8 @@ class EdgeService:
 
     @asynccontextmanager
     async def _probing(self) -> AsyncIterator[None]:
+        from edge.link_probe import LinkProbe  # noqa: PLC0415  (gRPC: 10 MB, unless alone)
+
         assert self._engine.channels is not None
         probe = LinkProbe(self._engine.channels, self._engine.monitor, self._clock)
 

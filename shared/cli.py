@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Annotated
 
@@ -19,11 +20,19 @@ from shared.errors import TandemError
 
 _GROUP = "tandem.commands"
 _EXTRAS = {
-    "edge": ("grpc", "jinja2", "onnxruntime", "tokenizers"),
-    "cloud": ("grpc_health", "grpc_reflection", "prometheus_client", "torch"),
+    "edge": (
+        "aiomqtt",
+        "grpc",
+        "jinja2",
+        "onnxruntime",
+        "prometheus_client",
+        "starlette",
+        "tokenizers",
+        "uvicorn",
+    ),
+    "cloud": ("grpc", "grpc_health", "grpc_reflection", "prometheus_client", "torch"),
     "ray": ("ray",),
     "prepare": ("gguf", "matplotlib", "onnx", "scipy"),
-    "simulator": ("starlette", "uvicorn"),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -77,7 +86,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        extra = next((name for name, packages in _EXTRAS.items() if missing in packages), None)
+        extra = _extra_with(missing, sys.argv[1:])
         if extra is None:
             raise
         errors.print(
@@ -91,6 +100,12 @@ def main() -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         errors.print("interrupted")
         sys.exit(_INTERRUPTED)
+
+
+def _extra_with(package: str, arguments: Sequence[str]) -> str | None:
+    """The extra that brings ``package``: of several the one that the command is named for."""
+    extras = [name for name, packages in _EXTRAS.items() if package in packages]
+    return next((name for name in extras if name in arguments[:1]), extras[0] if extras else None)
 
 
 def _plain(text: str) -> str:

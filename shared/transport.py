@@ -1,4 +1,4 @@
-"""What both ends of a connection ask: is it this machine, and is that file a certificate?"""
+"""What both ends of a connection need: addresses, this machine or another, certificate files."""
 
 from __future__ import annotations
 
@@ -27,3 +27,20 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def joined(host: str, port: int) -> str:
+    """``HOST:PORT``, with brackets where they are needed."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """The parts of ``HOST:PORT`` or ``:PORT``, which is of this machine alone.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("an address reads HOST:PORT, or :PORT for this machine alone")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)

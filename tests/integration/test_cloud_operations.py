@@ -19,12 +19,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloud.auth import add_token
-from cloud.logs import JsonFormatter, TextFormatter
 from cloud.server import CloudServer
 from cloud.watched_file import CHECK_SECONDS
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.clock import ManualClock
 from shared.errors import BudgetExceededError, ConfigurationError
+from shared.logs import JsonFormatter, TextFormatter
 from shared.messages import (
     CloudMessage,
     Context,

@@ -49,6 +49,8 @@ def test_the_check_itself_sees_imports_inside_functions(tmp_path: Path) -> None:
     ("modules", "absent"),
     [
         ("edge.engine, edge.cli, edge.token_display", ("torch", "transformers", "cloud")),
+        # neither gRPC nor a client of MQTT, unless there is a cloud or a broker: memory, and time
+        ("edge.serve", ("torch", "transformers", "cloud", "grpc", "aiomqtt")),
         ("cloud.server, cloud.cli", ("onnxruntime", "onnx", "transformers", "edge", "ray")),
         ("cloud.ray_proxy", ("torch", "ray")),
         ("shared.cli, edge.cli, cloud.cli, prepare.cli, simulator.cli", ("torch", "onnxruntime")),

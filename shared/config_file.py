@@ -1,4 +1,4 @@
-"""Files that configure the cloud: a table in TOML or JSON, and the first thing wrong with it."""
+"""Configuration files: a table in TOML or JSON, and the first thing that is wrong with it."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import logging
 import sys
 
 from cloud.held_session import SessionKey
-from cloud.logs import JsonFormatter, TextFormatter, about
+from shared.logs import JsonFormatter, TextFormatter, about
 
 KEY = SessionKey("alice", bytes(range(16)))
 

@@ -1,8 +1,8 @@
-"""What the cloud logs: events with fields, as lines to read or as one JSON object a line.
+"""What edge and cloud log: events with fields, as lines to read or as one JSON object a line.
 
 An event is a constant text, and what differs from one to the next goes into fields, so lines can be
-counted and searched.  Prompts, context, token ids and bearer tokens are never among them; a session
-is named by the start of its id, too little to take it over.
+counted and searched.  Prompts, context, token ids and bearer tokens are never among them, unless
+the user asked for prompts; a session is named by the start of its id, too little to take it over.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ import json
 import logging
 import re
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
-from cloud.settings import LogFormat
-
-if TYPE_CHECKING:
-    from cloud.held_session import SessionKey
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 _PLAIN = re.compile(r"^[\w.:/@+-]+\Z", re.ASCII)
 
 
-def about(key: SessionKey | None = None, **fields: object) -> dict[str, Any]:
-    """``extra`` of a logging call: the session's short id and tenant, then ``fields``."""
-    session = {} if key is None else {"session": key.short_id, "tenant": key.tenant}
-    return {"fields": session | fields}
+class Subject(Protocol):
+    """What an event can be about, such as a session."""
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """What names it in a log."""
+
+
+def about(subject: Subject | None = None, /, **fields: object) -> dict[str, Any]:
+    """``extra`` of a logging call: what names the subject, then ``fields``."""
+    named = {} if subject is None else subject.log_fields
+    return {"fields": named | fields}
 
 
 def configure_logging(level: str, form: LogFormat) -> None:
