@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge import chat_cli, doctor_cli, serve_cli
+from edge import chat_cli, doctor_cli, fleet_cli, serve_cli
 from edge import options as opt
 from edge.controller import Aim
 from edge.generation import Mode
@@ -46,6 +46,7 @@ def register(app: typer.Typer) -> None:
     chat_cli.register(app)
     doctor_cli.register(app)
     serve_cli.register(app)
+    fleet_cli.register(app)
 
 
 def generate(

@@ -223,11 +223,13 @@ class CloudSession:
     ) -> None:
         assert self._task is not None
         try:
-            wishes_to_close = kind is None and not self._keeping
-            if wishes_to_close and (self._connected or not self._persistent):
+            left = kind is not None and issubclass(kind, GeneratorExit | asyncio.CancelledError)
+            wishes_to_close = (kind is None or left) and not self._keeping
+            if wishes_to_close and (self._connected or not (self._persistent or left)):
                 self._closing = True
                 self._wake.set()
-                limit = _CLOSE_SECONDS if self._persistent else self._endpoint.answer_seconds
+                hurry = self._persistent or left
+                limit = _CLOSE_SECONDS if hurry else self._endpoint.answer_seconds
                 await asyncio.wait([self._task], timeout=limit)
         finally:
             self._ended = True

@@ -373,7 +373,8 @@ class EdgeService:
             endpoint=self._endpoint,
             clock=self._clock,
         )
-        engine.conversations = Conversations(*self._kept)
+        if all(self._kept):
+            engine.conversations = Conversations(*self._kept)
         return engine
 
     async def _connect(self) -> None:

@@ -7,8 +7,8 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import httpx
@@ -37,11 +37,14 @@ class Daemon:
 
     url: str
     service: EdgeService
+    clients: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
-        """The official client, which shows errors at once."""
+        """The official client, which shows errors at once; closed before the daemon."""
         plain = {"api_key": "unused", "max_retries": 0, "timeout": WAIT_SECONDS}
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", **(plain | options))
+        client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", **(plain | options))
+        self.clients.push_async_callback(client.close)
+        return client
 
     def http(self, **options: Any) -> httpx.AsyncClient:
         """A plain client; its connections are its own."""
@@ -79,6 +82,7 @@ async def daemon(
     options: dict[str, Any] = {
         "precision": "float32",
         "threads": 1,
+        "kept_conversations": 0,  # so that the cloud holds nothing after an answer
         "endpoint": CloudEndpoint(cloud) if cloud else None,
     }
     service = EdgeService(bundle or tiny_bundle(), controls, **(options | service_options))
@@ -86,7 +90,9 @@ async def daemon(
         service,
         http_serving(service, settings or HttpSettings(), routes, send_buffer) as url,
     ):
-        yield Daemon(url, service)
+        edge = Daemon(url, service)
+        async with edge.clients:
+            yield edge
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Clients as they are: they leave, they read slowly, they wait in a queue, the cloud dies on them."""
+"""Clients as they are: they leave, read slowly, wait in a queue, and the cloud dies on them."""
 
 from __future__ import annotations
 

@@ -78,13 +78,16 @@ async def test_events_tell_of_every_change() -> None:
 
 
 async def test_events_keep_the_connection_alive() -> None:
-    async with daemon(settings=HttpSettings(keepalive_seconds=0.1)) as edge, edge.http() as http:
-        async with http.stream("GET", "/tandem/events") as response:
-            comments = 0
-            async for line in response.aiter_lines():
-                comments += line.startswith(":")
-                if comments == 2:
-                    break
+    async with (
+        daemon(settings=HttpSettings(keepalive_seconds=0.1)) as edge,
+        edge.http() as http,
+        http.stream("GET", "/tandem/events") as response,
+    ):
+        comments = 0
+        async for line in response.aiter_lines():
+            comments += line.startswith(":")
+            if comments == 2:
+                break
 
 
 async def test_watchers_that_leave_are_forgotten() -> None:
