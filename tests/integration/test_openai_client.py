@@ -157,10 +157,10 @@ async def test_a_completion_satisfies_the_published_schema() -> None:
         async with http.stream("POST", COMPLETE, json=body | {"stream": True}) as response:
             events = await sse_events(response)
         assert events.pop() == "[DONE]"
-        assert [e["choices"][0].pop("finish_reason") for e in events[:-1]] == [None] * 20
-        for event in events[
-            :-1
-        ]:  # the schema has no word for a text that goes on; OpenAI sends null
+        assert len(events) > 2
+        for event in events[:-1]:
+            # the schema has no word for a text that goes on; OpenAI sends null
+            assert event["choices"][0]["finish_reason"] is None
             event["choices"][0]["finish_reason"] = "stop"
         chunks = [validated(Completion, json.dumps(event)) for event in events]
         assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
