@@ -6,7 +6,8 @@ built from it and the decisions made.  One byte budget covers the context and th
 sessions; they are counted as allocated.  (Decisions and one hidden row a session are not: some
 kilobytes.)  Who gives way where it does not suffice is :mod:`cloud.eviction`'s to say.
 
-All methods run on the event loop and only compute; none of them waits.
+All methods run on the event loop and only compute; none of them waits.  Who finds no room may wait
+for it in ``room``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from cloud.kv_cache import KvCache
 from cloud.metrics import CloudMetrics
 from cloud.quotas import Quotas, TenantQuotas
 from cloud.store_ledger import Ledger
+from cloud.waiting_room import WaitingRoom
 from shared.clock import Clock, monotonic
-from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
+from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError, NoRoomError
 from shared.logs import about
 from shared.messages import STORE_ID_BYTES, ContextKind
 from shared.model_bundle import Architecture
@@ -63,6 +65,7 @@ class ContextStore:
         self._ledger = Ledger(self._metrics)
         self._changed = self.check if debug else _nothing
         self._sessions: dict[SessionKey, HeldSession] = {}
+        self.room = WaitingRoom(clock)
         self._evictor = Evictor(self._sessions, self._ledger, limits, quotas, self._metrics)
 
     @property
@@ -88,7 +91,7 @@ class ContextStore:
 
         Raises:
             InvalidMessageError: it was opened before with the other kind of context.
-            BudgetExceededError: all that the tenant, or the cloud, may hold are in use.
+            NoRoomError: all that the tenant, or the cloud, may hold are in use.
         """
         self.expire()
         session = self._sessions.get(key)
@@ -121,15 +124,23 @@ class ContextStore:
         """
         self.truncate(session, session.confirmed)
         session.in_use = False
-        session.last_used = self._clock()
         self._evictor.keep_quota(session.key.tenant)
+        self.rest(session)
+
+    def rest(self, session: HeldSession) -> None:
+        """Nothing of the session is computed, and nothing asked: who needs room may take its
+        cache."""
+        session.working = False
+        session.last_used = self._clock()
         self._changed()
+        self.room.serve()
 
     def drop(self, session: HeldSession) -> None:
         """Forget a session."""
         if self._sessions.get(session.key) is session:
             self._evictor.forget(session)
             self._changed()
+            self.room.serve()
 
     def check_joins(self, session: HeldSession, position: int) -> None:
         """Raise :class:`ContextGapError` where context from ``position`` on leaves a gap."""
@@ -138,16 +149,25 @@ class ContextStore:
                 f"context starts at {position}, the cloud holds 0 to {session.confirmed}"
             )
 
-    def append(self, session: HeldSession, position: int, rows: npt.NDArray[Any]) -> None:
+    def append(
+        self,
+        session: HeldSession,
+        position: int,
+        rows: npt.NDArray[Any],
+        *,
+        asked: bool = True,
+    ) -> None:
         """Add the edge's context from ``position`` on; what is held already is skipped, and the
         cloud's own words give way to others.
 
         Args:
             rows: ``[n, hidden]`` float32 or ``[n]`` token ids, checked by the caller.
+            asked: as for :meth:`cache_for`.
 
         Raises:
             ContextGapError: ``position`` lies beyond what is held.
-            BudgetExceededError: the model's context is full, or the budget or the quota is.
+            NoRoomError: others use the room for it, or for the keys and values to come of it.
+            BudgetExceededError: it is beyond the model's context, the budget or the quota.
         """
         self.check_joins(session, position)
         stop = position + len(rows)
@@ -159,7 +179,9 @@ class ContextStore:
             return
         if stop > session.held:  # before anything is changed: there may be no room
             growth = session.context.bytes_for(stop) - session.context.nbytes
-            self._evictor.make_room(session, growth)
+            if growth:  # caches come of context, so it is not to take their room
+                cache = self._cache_of(session).bytes_for(stop)
+                self._make_room(session, growth, asked, max(0, cache - session.cache_bytes))
         if session.own:
             self._confirm(session, rows[session.confirmed - position :])
         if stop > session.held:
@@ -172,7 +194,7 @@ class ContextStore:
         own = session.own
         session.own = 0
         try:
-            self.append(session, session.held, np.array([token_id], np.int32))
+            self.append(session, session.held, np.array([token_id], np.int32), asked=False)
             own += 1
         finally:
             session.own = own
@@ -186,24 +208,37 @@ class ContextStore:
         if len(different):
             self.truncate(session, session.confirmed)
 
-    def cache_for(self, session: HeldSession, positions: int) -> KvCache:
+    def cache_for(self, session: HeldSession, positions: int, *, asked: bool = True) -> KvCache:
         """The session's cache, with memory for ``positions`` counted (the model allocates it).
 
+        Args:
+            asked: the edge waits for it; if not, it takes nothing from sessions in use, and nobody
+                may wait for room.
+
         Raises:
-            BudgetExceededError: it does not fit beside the other sessions in use.
+            NoRoomError: it does not fit beside what others use.
+            BudgetExceededError: it is beyond the budget or the quota by itself.
         """
-        cache = session.cache
-        if cache is None:
-            hidden = session.kind is ContextKind.HIDDEN_STATES
-            cache = self._new_cache(self._cut if hidden else 0)
+        cache = self._cache_of(session)
         needed = cache.bytes_for(positions)
         if needed > session.cache_bytes:
-            self._evictor.make_room(session, needed - session.cache_bytes)
+            self._make_room(session, needed - session.cache_bytes, asked)
             session.cache_bytes = needed
         session.cache = cache
         self._ledger.update(session)
         self._changed()
         return cache
+
+    def _cache_of(self, session: HeldSession) -> KvCache:
+        if session.cache is not None:
+            return session.cache
+        return self._new_cache(self._cut if session.kind is ContextKind.HIDDEN_STATES else 0)
+
+    def _make_room(self, session: HeldSession, growth: int, asked: bool, later: int = 0) -> None:
+        if not asked and self.room.crowded:
+            raise NoRoomError("others wait for the cloud's memory")
+        self.room.check_turn(session)
+        self._evictor.make_room(session, growth, later=later, from_idle_only=not asked)
 
     def truncate(self, session: HeldSession, position: int) -> None:
         """Forget context, keys and values from ``position`` on, and what was decided from them."""
@@ -223,6 +258,7 @@ class ContextStore:
         for tenant in {key.tenant for key in self._sessions}:
             self._evictor.keep_quota(tenant)
         self._changed()
+        self.room.serve()
 
     def expire(self) -> None:
         """Forget sessions that have been idle for too long."""

@@ -1,8 +1,9 @@
 """Who gives way in the context store: places for new sessions, and room for those that grow.
 
 Over the cloud's budget idle sessions lose first their caches, which are rebuilt from the context,
-then everything, and their edges replay; the longest idle go first.  A session in use is never
-touched.  A tenant over its quota loses its own idle sessions in the same order, and nobody else's.
+then everything, and their edges replay; the longest idle go first.  Then sessions in use lose their
+caches, but for those that work: that compute or have a question unanswered.  A tenant over its
+quota loses its own sessions' in the same order, and nobody else's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from cloud.held_session import HeldSession, SessionKey
 from cloud.metrics import CloudMetrics
 from cloud.quotas import TenantQuotas
 from cloud.store_ledger import Ledger
-from shared.errors import BudgetExceededError
+from cloud.waiting_room import QuotaInUseError
+from shared.errors import BudgetExceededError, NoRoomError
 from shared.logs import about
 
 _LOG = logging.getLogger("tandem.cloud")
@@ -70,15 +72,14 @@ class Evictor:
         """Let idle sessions give way to a new one of ``tenant`` where there are too many.
 
         Raises:
-            BudgetExceededError: all are in use; nobody has lost any then.
+            NoRoomError: all are in use; nobody has lost any then.
         """
         limit, quota = self._limits.max_sessions, self._quotas.of(tenant).sessions
         if quota is not None and self._in_use(tenant) >= quota:
-            raise self._over_quota(
-                tenant, "sessions", f"all {quota} sessions that tenant {tenant} may hold"
-            )
+            self._metrics.tenant(tenant).over_quota("sessions")
+            raise _in_use(f"all {quota} sessions that tenant {tenant} may hold")
         if self._in_use() >= limit:
-            raise BudgetExceededError(
+            raise NoRoomError(
                 f"all {limit} sessions of this cloud are in use: try again later, or raise "
                 "--max-sessions on the cloud"
             )
@@ -86,27 +87,51 @@ class Evictor:
             self._evict_while(lambda: self._ledger.of(tenant).sessions >= quota, tenant)
         self._evict_while(lambda: len(self._sessions) >= limit)
 
-    def make_room(self, session: HeldSession, growth: int) -> None:
-        """Let idle sessions give way until ``session`` can grow by so many bytes.
+    def make_room(
+        self, session: HeldSession, growth: int, *, later: int = 0, from_idle_only: bool = False
+    ) -> None:
+        """Let others give way until ``session`` can grow by so many bytes.
+
+        Args:
+            later: bytes that it will need beside these for what it is given to be of use.
+            from_idle_only: leave the caches of sessions in use alone.
 
         Raises:
-            BudgetExceededError: what is in use does not leave so much; nobody has lost any then.
+            NoRoomError: what others use does not leave so much; nobody has lost any then.
+            BudgetExceededError: it would be too much also if nobody else used any.
         """
         tenant, budget = session.key.tenant, self._limits.budget_bytes
         allowed = self._quotas.of(tenant)
-        quota = allowed.budget_bytes
-        if quota is not None and self._bytes_in_use(tenant) + growth > quota:
-            raise self._over_quota(
-                tenant, "bytes", f"the {allowed.budget_mb:g} MiB that tenant {tenant} may hold"
-            )
-        if self._bytes_in_use() + growth > budget:
-            raise BudgetExceededError(
-                f"the cloud's memory budget of {budget >> 20} MiB is used up by sessions in use: "
+        quota, needed = allowed.budget_bytes, session.nbytes + growth + later
+
+        def firm(of: str | None = None) -> int:
+            used = (held for held in self._of(of) if held.in_use and held is not session)
+            return sum(held.nbytes if from_idle_only else held.firm_bytes for held in used)
+
+        if quota is not None and firm(tenant) + needed > quota:
+            if session.waiting_since is None:  # it is counted once
+                self._metrics.tenant(tenant).over_quota("bytes")
+            limit = f"the {allowed.budget_mb:g} MiB that tenant {tenant} may hold"
+            if needed > quota:
+                raise BudgetExceededError(
+                    f"a session of {_mib(needed)} is beyond {limit}: shorten its context, or ask "
+                    "the cloud's operator for a larger quota"
+                )
+            raise _in_use(limit)
+        if firm() + needed > budget:
+            if needed > budget:
+                raise BudgetExceededError(
+                    f"a session of {_mib(needed)} is beyond the cloud's memory budget of "
+                    f"{_mib(budget)}: shorten its context, or raise --budget-mb on the cloud"
+                )
+            raise NoRoomError(
+                f"the cloud's memory budget of {_mib(budget)} is used up by sessions in use: "
                 "try again later, or raise --budget-mb on the cloud"
             )
+        keep = None if from_idle_only else session
         if quota is not None:
-            self._shrink_while(lambda: self._ledger.of(tenant).bytes + growth > quota, tenant)
-        self._shrink_while(lambda: self._ledger.bytes + growth > budget)
+            self._shrink_while(lambda: self._ledger.of(tenant).bytes + growth > quota, tenant, keep)
+        self._shrink_while(lambda: self._ledger.bytes + growth > budget, None, keep)
 
     def keep_quota(self, tenant: str) -> None:
         """Take from the idle sessions of a tenant that is over its quota, which may have shrunk."""
@@ -135,26 +160,36 @@ class Evictor:
     def _in_use(self, tenant: str | None = None) -> int:
         return sum(session.in_use for session in self._of(tenant))
 
-    def _bytes_in_use(self, tenant: str | None = None) -> int:
-        return sum(session.nbytes for session in self._of(tenant) if session.in_use)
+    def _shrink_while(
+        self,
+        too_much: Callable[[], bool],
+        tenant: str | None = None,
+        growing: HeldSession | None = None,
+    ) -> None:
+        """Take from idle sessions, all their caches first, then all the rest; for one that is
+        ``growing`` also the caches of those in use that do not work, the longest at rest first."""
+        self._drop_caches_while(too_much, self.idle(tenant), "cache")
+        self._evict_while(too_much, tenant)
+        if growing is not None:
+            resting = (
+                held
+                for held in self._of(tenant)
+                if held.in_use and not held.working and held is not growing
+            )
+            by_rest = sorted(resting, key=lambda held: held.last_used)
+            self._drop_caches_while(too_much, by_rest, "cache_in_use")
 
-    def _over_quota(self, tenant: str, what: str, text: str) -> BudgetExceededError:
-        self._metrics.tenant(tenant).over_quota(what)
-        return BudgetExceededError(
-            f"{text} are in use: end a session, or ask the cloud's operator for a larger quota"
-        )
-
-    def _shrink_while(self, too_much: Callable[[], bool], tenant: str | None = None) -> None:
-        """Take from idle sessions, all their caches first, then all the rest."""
-        for session in self.idle(tenant):
+    def _drop_caches_while(
+        self, too_much: Callable[[], bool], sessions: Iterable[HeldSession], what: str
+    ) -> None:
+        for session in sessions:
             if not too_much():
                 return
             if session.cache is not None:
                 session.drop_cache()
                 self._ledger.update(session)
-                self._metrics.evictions.labels("cache").inc()
+                self._metrics.evictions.labels(what).inc()
                 _LOG.debug("cache evicted", extra=about(session.key))
-        self._evict_while(too_much, tenant)
 
     def _evict_while(self, too_much: Callable[[], bool], tenant: str | None = None) -> None:
         for session in self.idle(tenant):
@@ -163,3 +198,13 @@ class Evictor:
             self._metrics.evictions.labels("session").inc()
             _LOG.debug("session evicted", extra=about(session.key))
             self.forget(session)
+
+
+def _in_use(limit: str) -> QuotaInUseError:
+    return QuotaInUseError(
+        f"{limit} are in use: end a session, or ask the cloud's operator for a larger quota"
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.4g} MiB"

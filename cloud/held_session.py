@@ -88,6 +88,8 @@ class HeldSession:
 
     Attributes:
         context: hidden states ``[n, hidden]`` or int32 token ids ``[n]``.
+        working: its cache is in the batcher, or a question of it is unanswered.
+        waiting_since: when (seconds) it first found no room, until it finds some.
         own: how many positions at its end are the cloud's own words, decoded ahead of the edge's.
         cache: the KV cache, ``None`` until first needed and after an eviction.
         final_state: the newest computed position and its final hidden state ``[hidden]``.
@@ -102,6 +104,8 @@ class HeldSession:
     last_used: float
     own: int = 0
     in_use: bool = True
+    working: bool = False
+    waiting_since: float | None = None
     cache: KvCache | None = None
     cache_bytes: int = 0
     counted_bytes: int = 0
@@ -129,6 +133,11 @@ class HeldSession:
     def nbytes(self) -> int:
         """Bytes that count against the budget."""
         return self.context.nbytes + self.cache_bytes
+
+    @property
+    def firm_bytes(self) -> int:
+        """Bytes that it keeps whoever else needs room, while it is in use."""
+        return self.nbytes if self.working else self.context.nbytes
 
     def drop_cache(self) -> None:
         """Forget keys and values; they are rebuilt from the context."""

@@ -44,7 +44,7 @@ class CloudMetrics:
             "decision_seconds", "Time from a question's arrival to its answer.", _SECONDS
         )
 
-        self.evictions = self._counter("evictions", "Taken from idle sessions for room.", "what")
+        self.evictions = self._counter("evictions", "Taken from sessions for room.", "what")
         self.expirations = self._counter("expirations", "Sessions that were idle for too long.")
         self.errors = self._counter("errors", "Streams that ended with an error.", "code")
 

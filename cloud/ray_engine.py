@@ -92,9 +92,12 @@ class RayCloud:
         self._stop.set()
 
     def wait(self) -> None:
-        """Return after SIGTERM, SIGINT or :meth:`stop`."""
+        """Return after SIGTERM, SIGINT or :meth:`stop`.  What one process does at SIGHUP and
+        SIGUSR1 replicas do by themselves, or not at all; neither ends the cloud."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop.set())
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, _say_ignored)
         self._stop.wait()
 
     def _drain(self) -> None:
@@ -104,6 +107,10 @@ class RayCloud:
         deadline = time.monotonic() + self._settings.drain_seconds + 30.0
         while serve.status().applications and time.monotonic() < deadline:
             time.sleep(0.2)
+
+
+def _say_ignored(number: int, _frame: object) -> None:
+    _LOG.info("signal ignored", extra=about(signal=signal.Signals(number).name))
 
 
 def _check_files(settings: CloudSettings) -> None:

@@ -1,6 +1,7 @@
 """One replica of the Ray Serve application: a cloud of its own, with its own model and store.
 
-Serve's proxy takes a stream and hands it to a replica, which here looks like gRPC to the service.
+Serve's proxy takes a stream and hands it to a replica, which here looks like gRPC to the service:
+a write waits while the edge has not taken what was written before.
 """
 
 from __future__ import annotations
@@ -15,8 +16,15 @@ import grpc
 from ray.exceptions import RayError
 
 from cloud.cloud_core import CloudCore
+from cloud.ray_proxy import MESSAGE, TAKEN, TELL_BYTES
 from cloud.settings import CloudSettings
 from shared.logs import about, configure_logging
+
+# on their way to the edge; more than what it takes before the proxy tells
+WINDOW_BYTES = 256 << 10
+assert WINDOW_BYTES > TELL_BYTES
+# of an edge's messages that the service has not read yet, before the proxy is asked for no more
+_UNREAD_BYTES = 1 << 20
 
 _LOG = logging.getLogger("tandem.cloud")
 
@@ -55,21 +63,16 @@ class Replica:
         await self._core.__aexit__(None, None, None)
 
     async def _serve(self, requests: AsyncIterator[bytes], call: _Call) -> None:
+        # also while the service reads nothing: the proxy tells what was taken
+        listening = asyncio.create_task(call.listen(requests), name="proxy")
         try:
-            await self._core.service.session(_received(requests), call)
+            await self._core.service.session(call.received(), call)
         except _EndedError:
             pass  # the context has its status
         finally:
             call.end()
-
-
-async def _received(requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """What the edge sends, until it or the proxy is gone; both leave the session to be resumed."""
-    try:
-        async for data in requests:
-            yield data
-    except RayError as error:
-        _LOG.info("stream broken", extra=about(reason=type(error).__name__))
+            listening.cancel()
+            await asyncio.wait([listening])
 
 
 class _EndedError(Exception):
@@ -93,6 +96,9 @@ class _Call:
     def __init__(self, context: Any) -> None:
         self._context = context
         self._outgoing: asyncio.Queue[_Encoded | None] = asyncio.Queue()
+        self._incoming: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._untaken = self._unread = 0  # bytes
+        self._changed = asyncio.Condition()
 
     def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]]:
         """What the edge sent along, its token among it."""
@@ -104,9 +110,42 @@ class _Call:
         return {}
 
     async def write(self, data: bytes) -> None:
-        """Send a message.  It never waits, so that the status of an ``abort`` that follows is set
-        before Serve takes the message, and with it the status."""
+        """Send a message once the edge has taken enough of those before.  Then it does not wait, so
+        that the status of an ``abort`` that follows is set before Serve takes the message, and with
+        it the status."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._untaken < WINDOW_BYTES)
+        self._untaken += len(data)
         self._outgoing.put_nowait(_Encoded(data))
+
+    async def received(self) -> AsyncIterator[bytes]:
+        """What the edge sends, until it or the proxy is gone; both leave the session to be
+        resumed."""
+        while (message := await self._incoming.get()) is not None:
+            async with self._changed:
+                self._unread -= len(message)
+                self._changed.notify_all()
+            yield message
+
+    async def listen(self, requests: AsyncIterator[bytes]) -> None:
+        """Take what the proxy says until the call is over."""
+        try:
+            async for frame in requests:
+                kind, content = frame[:1], frame[1:]
+                async with self._changed:
+                    if kind == TAKEN:
+                        self._untaken -= int.from_bytes(content, "big")
+                        self._changed.notify_all()
+                    elif kind == MESSAGE:
+                        self._unread += len(content)
+                        self._incoming.put_nowait(content)
+                        await self._changed.wait_for(lambda: self._unread < _UNREAD_BYTES)
+                    else:
+                        self._incoming.put_nowait(None)
+        except RayError as error:
+            _LOG.info("stream broken", extra=about(reason=type(error).__name__))
+        finally:
+            self._incoming.put_nowait(None)
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         """End the call.  The status is set rather than raised: Serve would log every refusal as a

@@ -17,7 +17,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,17 @@ from cloud.held_session import HeldSession
 from cloud.metrics import TenantMetrics
 from cloud.quotas import EscalationRate
 from shared.clock import Clock
-from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
+from shared.errors import (
+    BudgetExceededError,
+    ContextGapError,
+    InvalidMessageError,
+    NoRoomError,
+)
 from shared.messages import Ahead, CloudMessage, ContextKind, Decision, Escalate
 from shared.model_bundle import Manifest
 from shared.sampling import Choice
 
+T = TypeVar("T")
 CATCH_UP_ROWS = 64
 # A pass over few rows takes as long as one over a single row (the weights are read once), so fewer
 # than these wait for a question to take them along.
@@ -91,6 +97,7 @@ class SessionEngine:
         self._interrupted = False
         self._astray = False  # a correction was sent, and what arrives is from before it
         self._lookahead = 0
+        self._short_of_room = False  # for what nobody asked for
         self._heeded_step = 0
         self._catching_up: Work | None = None
 
@@ -113,9 +120,13 @@ class SessionEngine:
         rows = unpack()
         if self._session.own:  # which may have to give way
             await self._pause()
-        if not self._astray:  # what ran meanwhile may have been a correction
-            self._store.append(self._session, position, rows)
-            self._heeded_step = step
+
+        def store() -> None:
+            if not self._astray:  # what ran meanwhile may have been a correction
+                self._store.append(self._session, position, rows)
+                self._heeded_step = step
+
+        await self._store.room.take(self._session, store)
         self._interrupted = False
         self._changed.set()
 
@@ -142,6 +153,7 @@ class SessionEngine:
         self._unanswered.append((step, position))
         self._pending.append(_Question(step, position, asks.burst, asks.guess, asked))
         self._lookahead, self._heeded_step = asks.lookahead, step
+        self._session.working, self._short_of_room = True, False
         if self._catching_up is not None:
             self._catching_up.urgent = True
         self._changed.set()
@@ -152,6 +164,7 @@ class SessionEngine:
         await self._pause()
         if position < self._session.confirmed:
             self._store.truncate(self._session, position)
+        self._store.rest(self._session)
         self._unanswered.clear()
         self._heeded_step = step
         self._interrupted = self._astray = False
@@ -188,7 +201,7 @@ class SessionEngine:
         """Answer and catch up until cancelled."""
         while True:
             await self._until(self._has_work)
-            self._busy = True
+            self._busy = self._session.working = True
             try:
                 if self._pending:
                     questions = self._take_questions()
@@ -200,6 +213,8 @@ class SessionEngine:
                     await self._look_ahead()
             finally:
                 self._busy = self._bursting = False
+                if not self._pending:
+                    self._store.rest(self._session)
                 self._changed.set()
 
     def _has_work(self) -> bool:
@@ -208,7 +223,9 @@ class SessionEngine:
         return bool(self._pending) or self._is_behind() or self._may_look_ahead()
 
     def _is_behind(self) -> bool:
-        return self._session.held - self._session.computed >= CATCH_UP_FROM and not self._astray
+        if self._astray or self._short_of_room:
+            return False
+        return self._session.held - self._session.computed >= CATCH_UP_FROM
 
     def _may_look_ahead(self) -> bool:
         if not self._lookahead or not self._rate.has_left:
@@ -255,7 +272,9 @@ class SessionEngine:
         for _ in range(question.burst):
             if self._interrupted or choice.token_id in self._stop_tokens:
                 return
-            if position == self._arch.max_positions or not self._keep(position, choice.token_id):
+            if position == self._arch.max_positions:
+                return
+            if not await self._keep(position, choice.token_id):
                 return
             position, asked = position + 1, self._clock()
             if position not in session.decisions:
@@ -265,7 +284,7 @@ class SessionEngine:
             self._usage.burst_tokens.inc()
             await self._reply(question.step, position, choice, asked)
 
-    def _keep(self, position: int, token_id: int) -> bool:
+    async def _keep(self, position: int, token_id: int) -> bool:
         """Make a decided token context; ``False`` where the edge went on otherwise.  After a
         correction, what is held from before it gives way."""
         session = self._session
@@ -274,12 +293,16 @@ class SessionEngine:
                 return False
             self._store.truncate(session, position)
         if session.held == position:
-            self._store.append(session, position, np.array([token_id], np.int32))
+            token = np.array([token_id], np.int32)
+            await self._take_room(lambda: self._store.append(session, position, token))
         return True
 
     async def _look_ahead(self) -> None:
         """Decide what nobody asked for yet: what follows the context, or what was decided there."""
         session, began = self._session, self._clock()
+        if self._store.room.crowded:
+            self._lookahead = 0
+            return
         try:
             if (said := session.decisions.get(session.held)) is not None:
                 self._store.append_own(session, said.token_id)
@@ -299,7 +322,10 @@ class SessionEngine:
         """Run context ahead of the question, in pieces small enough to wait for."""
         session = self._session
         stop = min(session.held, session.computed + CATCH_UP_ROWS)
-        await self._compute(stop, (), urgent=False)
+        try:
+            await self._compute(stop, (), urgent=False)
+        except NoRoomError:
+            self._short_of_room = True
 
     async def _decide(self, positions: Sequence[int], *, urgent: bool = True) -> None:
         """Decide rising ``positions``, in pieces of what fits into a pass."""
@@ -322,7 +348,10 @@ class SessionEngine:
     async def _compute(self, stop: int, decide: tuple[int, ...], *, urgent: bool) -> None:
         """One piece of work: context from what is computed to ``stop``, deciding ``decide``."""
         session = self._session
-        cache = self._store.cache_for(session, stop)
+        if urgent:
+            cache = await self._take_room(lambda: self._store.cache_for(session, stop))
+        else:
+            cache = self._store.cache_for(session, stop, asked=False)
         start = cache.length
         state = session.final_state
         work = Work(
@@ -350,6 +379,18 @@ class SessionEngine:
         session.layer_positions += layers * (stop - start)
         session.compute_seconds += outcome.seconds
         self._usage.compute_seconds.inc(outcome.seconds)
+
+    async def _take_room(self, attempt: Callable[[], T]) -> T:
+        """What ``attempt`` returns; while there is no room for it, others may take the cache."""
+        session = self._session
+
+        def take() -> T:
+            session.working = False
+            taken = attempt()
+            session.working = True
+            return taken
+
+        return await self._store.room.take(session, take)
 
     async def _reply(self, step: int, position: int, choice: Choice, asked: float) -> None:
         seconds = max(0.0, self._clock() - asked)

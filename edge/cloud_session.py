@@ -37,6 +37,7 @@ from shared.errors import (
     CloudUnavailableError,
     DeadlineExceededError,
     InvalidMessageError,
+    NoRoomError,
     TandemError,
 )
 from shared.messages import (
@@ -140,8 +141,9 @@ class CloudSession:
     ``text`` are the tokens that the context is about, for what the cloud says ahead of them.
     ``channels`` outlive the session where they are given.  A ``persistent`` session is for an edge
     that can do without: it goes on trying also where the cloud is full or failed, and leaving the
-    block does not wait for a cloud that is silent.  ``openings`` counts connections that the
-    cloud took.  ``kept`` is a session to take up again, with its ``positions`` of the text.
+    block does not wait for a cloud that is silent.  Any other goes on trying where others leave it
+    no room, as long as it would with a cloud that is silent.  ``openings`` counts connections that
+    the cloud took.  ``kept`` is a session to take up again, with its ``positions`` of the text.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class CloudSession:
         self.closed: Closed | None = None
         self.reconnects = 0
         self.openings = 0
+        self._decisions = 0
         self.last_error: TandemError | None = None
         self._endpoint = endpoint
         self._source = source
@@ -369,9 +372,11 @@ class CloudSession:
     async def _stay_connected(self) -> None:
         """Connect, serve, and reconnect with jittered back-off until closed or given up."""
         silent_since = self._clock()
+        endpoint = self._endpoint
+        no_room_since: float | None = None
         attempt = 0
         while not self._ended:  # a task group may report a child's error in place of a cancellation
-            openings = self.openings
+            openings, decisions, began = self.openings, self._decisions, self._clock()
             delay = min(2.0, 0.05 * 2**attempt)
             try:
                 async with self._channels.use() as channel:
@@ -388,9 +393,17 @@ class CloudSession:
                 self._check_patience(self._clock() - silent_since, error)
             except _REFUSALS as error:
                 self.last_error = error
-                if not self._persistent:
+                if self._persistent:
+                    delay = _REFUSED_SECONDS
+                elif isinstance(error, NoRoomError):
+                    silent_since = now = self._clock()
+                    served = self._decisions > decisions or now - began > endpoint.answer_seconds
+                    if served or no_room_since is None:
+                        no_room_since, attempt, delay = now, 0, 0.05
+                    if now - no_room_since >= endpoint.give_up_seconds:
+                        raise
+                else:
                     raise
-                delay = _REFUSED_SECONDS
             else:
                 return
             self.reconnects += 1
@@ -519,6 +532,7 @@ class CloudSession:
             message = await self._read(call)
             match message.body:
                 case Decision() as decision:
+                    self._decisions += 1
                     self._unanswered.discard(message.step)
                     self._wake.set()
                     if self._unsent_truncation is not None or message.step < self._truncation_step:
@@ -620,7 +634,7 @@ class CloudSession:
         with self._typed_transport_errors(call):
             wire = await call.read()
             if wire is grpc.aio.EOF:
-                raise _error_of_status(await call.code(), await call.details())
+                raise self._error_of_status(await call.code(), await call.details())
         assert isinstance(wire, pb.CloudMessage)
         self.wire.downloaded += wire.ByteSize() + FRAMING_BYTES
         message = cloud_message_from_proto(wire)
@@ -634,7 +648,7 @@ class CloudSession:
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise _error_of_status(error.code(), error.details()) from None
+            raise self._error_of_status(error.code(), error.details()) from None
         except (asyncio.InvalidStateError, grpc.aio.UsageError):
             raise CloudUnavailableError("the stream has ended") from None
         except asyncio.CancelledError:
@@ -646,19 +660,20 @@ class CloudSession:
                 raise CloudUnavailableError("the call was cancelled below") from None
             raise
 
-
-def _error_of_status(code: grpc.StatusCode, details: str | None) -> TandemError:
-    """What a stream died of that ended without an error message of ours."""
-    text = details or "the stream ended"
-    match code:
-        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
-            return AuthenticationError(text)
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return BudgetExceededError(text)
-        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED:
-            return InvalidMessageError(text)
-        case _:
-            return CloudUnavailableError(f"{text} ({code.name})")
+    def _error_of_status(self, code: grpc.StatusCode, details: str | None) -> TandemError:
+        """What a stream died of that ended without an error message of ours."""
+        text = details or "the stream ended"
+        match code:
+            case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+                return AuthenticationError(text)
+            case grpc.StatusCode.RESOURCE_EXHAUSTED if not self._connected:
+                return NoRoomError(text)  # the server takes no more streams
+            case grpc.StatusCode.RESOURCE_EXHAUSTED:
+                return BudgetExceededError(text)
+            case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.UNIMPLEMENTED:
+                return InvalidMessageError(text)
+            case _:
+                return CloudUnavailableError(f"{text} ({code.name})")
 
 
 def _lower(position: int, other: int | None) -> int:

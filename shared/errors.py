@@ -13,6 +13,7 @@
     │   ├── FingerprintMismatchError   edge and cloud hold different bundles
     │   ├── ContextGapError       context that does not join what the cloud holds
     │   ├── BudgetExceededError   a size or count limit of the cloud was reached
+    │   │   └── NoRoomError       for now: what others use leaves no room
     │   ├── SessionTakenOverError another stream goes on with the session
     │   └── CloudInternalError    a fault of the cloud's own; its log says which
     ├── AuthenticationError       a token or certificate was refused
@@ -78,6 +79,10 @@ class ContextGapError(SessionError):
 
 class BudgetExceededError(SessionError):
     """A size or count limit of the cloud was reached."""
+
+
+class NoRoomError(BudgetExceededError):
+    """What others use leaves no room at the moment; trying again helps."""
 
 
 class SessionTakenOverError(SessionError):

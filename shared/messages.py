@@ -24,6 +24,7 @@ from shared.errors import (
     ContextGapError,
     FingerprintMismatchError,
     InvalidMessageError,
+    NoRoomError,
     ProtocolVersionError,
     SessionTakenOverError,
     TandemError,
@@ -60,6 +61,7 @@ class ErrorCode(Enum):
     SHUTTING_DOWN = pb.ERROR_CODE_SHUTTING_DOWN
     INTERNAL = pb.ERROR_CODE_INTERNAL
     UNAUTHENTICATED = pb.ERROR_CODE_UNAUTHENTICATED
+    NO_ROOM = pb.ERROR_CODE_NO_ROOM
 
 
 @dataclass(frozen=True)
@@ -431,6 +433,7 @@ _ERROR_CODES: tuple[tuple[type[TandemError], ErrorCode], ...] = (
     (InvalidMessageError, ErrorCode.INVALID_MESSAGE),
     (FingerprintMismatchError, ErrorCode.FINGERPRINT_MISMATCH),
     (ContextGapError, ErrorCode.CONTEXT_GAP),
+    (NoRoomError, ErrorCode.NO_ROOM),
     (BudgetExceededError, ErrorCode.BUDGET_EXCEEDED),
     (SessionTakenOverError, ErrorCode.SESSION_TAKEN_OVER),
     (CloudShuttingDownError, ErrorCode.SHUTTING_DOWN),

@@ -28,7 +28,7 @@ from tests.cloud_harness import WAIT_SECONDS, serving, tiny_bundle
 
 T = TypeVar("T", bound=BaseModel)
 STANDALONE = Controls(Mode.STANDALONE)
-SAY = [{"role": "user", "content": "Say something."}]
+SAY: list[Any] = [{"role": "user", "content": "Say something."}]
 
 
 @dataclass
@@ -41,14 +41,14 @@ class Daemon:
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
         """The official client, which shows errors at once; closed before the daemon."""
-        plain = {"api_key": "unused", "max_retries": 0, "timeout": WAIT_SECONDS}
+        plain: dict[str, Any] = {"api_key": "unused", "max_retries": 0, "timeout": WAIT_SECONDS}
         client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", **(plain | options))
         self.clients.push_async_callback(client.close)
         return client
 
     def http(self, **options: Any) -> httpx.AsyncClient:
         """A plain client; its connections are its own."""
-        plain = {"base_url": self.url, "timeout": WAIT_SECONDS}
+        plain: dict[str, Any] = {"base_url": self.url, "timeout": WAIT_SECONDS}
         return httpx.AsyncClient(**(plain | options))
 
 

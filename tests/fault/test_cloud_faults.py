@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cloud import collaboration_service
+from cloud import collaboration_service, waiting_room
 from cloud.auth import add_token
 from cloud.collaboration_service import SERVICE_NAME
 from cloud.eviction import StoreLimits
@@ -42,11 +42,20 @@ from shared.errors import (
     ContextGapError,
     FingerprintMismatchError,
     InvalidMessageError,
+    NoRoomError,
     ProtocolVersionError,
     SessionTakenOverError,
     TandemError,
 )
-from shared.messages import PROTOCOL_VERSION, Context, ContextKind, Escalate, Truncate, error_of
+from shared.messages import (
+    PROTOCOL_VERSION,
+    Context,
+    ContextKind,
+    Decision,
+    Escalate,
+    Truncate,
+    error_of,
+)
 from shared.tensor_codec import EncodedTensor, Encoding
 from tests.cloud_harness import (
     PROMPT,
@@ -75,6 +84,7 @@ _STATUS: dict[type[TandemError], grpc.StatusCode] = {
     FingerprintMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     ContextGapError: grpc.StatusCode.FAILED_PRECONDITION,
     BudgetExceededError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NoRoomError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SessionTakenOverError: grpc.StatusCode.ABORTED,
     CloudShuttingDownError: grpc.StatusCode.UNAVAILABLE,
     CloudInternalError: grpc.StatusCode.INTERNAL,
@@ -335,6 +345,22 @@ async def test_values_that_overflow_the_models_arithmetic_are_the_edges_fault() 
         assert "no probabilities" in await fails_with(rude, InvalidMessageError)
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_bomb_that_grpc_itself_would_unpack_is_refused(shared_server: CloudServer) -> None:
+    """64 MiB of zeros, which gzip sends as some 64 KiB."""
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    async with (
+        bystander(shared_server, BUNDLE, FULL),
+        grpc.aio.insecure_channel(
+            shared_server.address, options=options, compression=grpc.Compression.Gzip
+        ) as channel,
+    ):
+        rude = Edge(channel, BUNDLE.manifest.fingerprint)
+        await rude.open()
+        await rude.send_bytes(bytes(64 << 20))
+        assert await rude.status() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 # ---- links and edges that come and go ----------------------------------------------------------
 
 
@@ -480,17 +506,57 @@ CACHE_BYTES = 64 * ARCH.layers * 2 * ARCH.kv_size * 4
 
 
 @pytest.mark.parametrize("spare", [0, IDS_BYTES], ids=["context", "keys and values"])
-async def test_a_full_byte_budget_ends_the_session_that_asks_for_more(spare: int) -> None:
+async def test_a_full_byte_budget_ends_the_session_that_asks_for_more(
+    spare: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_room, "WAIT_SECONDS", 0.2)
     limits = StoreLimits(budget_bytes=IDS_BYTES + CACHE_BYTES + spare)
     async with serving(limits=limits) as server, edge(server, BUNDLE) as rude:
-        async with bystander(server, BUNDLE, FULL):
-            await rude.open()
-            await rude.send(Context(0, PROMPT))
-            await rude.send(Escalate(START))  # this is what fails the second time
-            await fails_with(rude, BudgetExceededError)
-        await rude.open()  # now that the bystander is gone, there is room
+        async with edge(server, BUNDLE) as other:
+            await other.open()
+            await other.send(Context(0, PROMPT))
+            with closed_gate(server.batcher.model) as gate:  # it computes, so it keeps its cache
+                await other.send(Escalate(START))
+                await gate.entered.wait()
+                await rude.open()
+                await rude.send(Context(0, PROMPT))
+                await rude.send(Escalate(START))
+                await fails_with(rude, NoRoomError)
+            await other.expect(Decision)
+            await other.close()
+        await rude.open()  # now that the other is gone, there is room
         await rude.send(Context(0, PROMPT))
         assert await rude.decide(START) == FULL.continuation(PROMPT, 1)
+
+
+async def test_between_two_questions_a_session_in_use_lends_its_room() -> None:
+    limits = StoreLimits(budget_bytes=2 * IDS_BYTES + CACHE_BYTES)
+    async with serving(limits=limits) as server, edge(server, BUNDLE) as second:
+        async with bystander(server, BUNDLE, FULL):
+            await second.open()
+            await second.send(Context(0, PROMPT))
+            assert await second.decide(START) == FULL.continuation(PROMPT, 1)
+        await second.close()
+
+
+async def test_who_waits_for_room_gets_it_when_a_question_is_answered() -> None:
+    limits = StoreLimits(budget_bytes=2 * IDS_BYTES + CACHE_BYTES)
+    async with (
+        serving(limits=limits) as server,
+        edge(server, BUNDLE) as first,
+        edge(server, BUNDLE) as second,
+    ):
+        for client in (first, second):
+            await client.open()
+            await client.send(Context(0, PROMPT))
+        with closed_gate(server.batcher.model) as gate:
+            await first.send(Escalate(START))
+            await gate.entered.wait()
+            await second.send(Escalate(START))
+            await eventually(lambda: server.store.room.crowded)
+        for client in (first, second):
+            assert (await client.expect(Decision)).token_id == FULL.continuation(PROMPT, 1)[0]
+            await client.close()
 
 
 async def test_no_more_sessions_than_allowed() -> None:
@@ -504,7 +570,7 @@ async def test_no_more_sessions_than_allowed() -> None:
         await idle.decide(START)
         async with bystander(server, BUNDLE, FULL):
             await late.connect().begin()
-            await fails_with(late, BudgetExceededError)
+            await fails_with(late, NoRoomError)
             idle.call.cancel()
             await eventually(lambda: server.service.open_streams == 1)
             assert (await late.open()).held_positions == 0  # an idle one gives way
@@ -656,6 +722,30 @@ async def test_mtls_serves_those_whom_its_authority_vouches_for(
         assert SessionKey("alice", first.session_id) in server.store
         assert (await second.open()).held_positions == 0  # the name tells tenants apart
         await first.close()
+
+
+async def test_mtls_with_tokens_asks_for_both_and_the_token_names_the_tenant(
+    mtls: dict[str, Path], authority: Authority, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    token = add_token(tokens, "alice")
+    vouched = grpc.ssl_channel_credentials(authority.pem, *authority.issue("bob"))
+    without = grpc.ssl_channel_credentials(authority.pem)
+    async with (
+        serving(**mtls, tokens=tokens) as server,
+        edge(server, BUNDLE, credentials=without, token=token) as nobody,
+        edge(server, BUNDLE, credentials=vouched) as nameless,
+        edge(server, BUNDLE, credentials=vouched, token="wrong") as wrong,
+        edge(server, BUNDLE, credentials=vouched, token=token) as right,
+        bystander(server, BUNDLE, FULL, credentials=vouched, token=token),
+    ):
+        await is_refused(nobody)
+        for refused in (nameless, wrong):
+            await refused.connect().begin()
+            assert await refused.status() is grpc.StatusCode.UNAUTHENTICATED
+        await right.open()
+        assert SessionKey("alice", right.session_id) in server.store
+        await right.close()
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,30 @@
-"""More sessions than the budget holds: they lose what is kept for them, replay it, and every text
-is right."""
+"""More sessions than the budget holds: they wait for each other, lose what is kept for them, and
+every text is right."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from dataclasses import dataclass, field
+import gc
+from dataclasses import dataclass
+from typing import Any
 
 import grpc.aio
 import pytest
 
+from cloud.eviction import StoreLimits
+from edge.context_source import ContextCodec
+from edge.generation import Mode
+from edge.generation_options import GenerationOptions
+from shared.errors import BudgetExceededError, NoRoomError
 from shared.messages import Context
-from tests.cloud_harness import Edge, full_model, tiny_bundle
+from tests.cloud_harness import WAIT_SECONDS, Edge, edge, serving, tiny_bundle
 from tests.cloud_process import MIB, CloudProcess
+from tests.edge_harness import PROMPTS, edge_and_cloud, edge_engine, ids_of, options_for
 
 ARCH = tiny_bundle().manifest.architecture
 # ids, and keys and values, of a session of 64 positions at most
 SESSION_BYTES = 64 * 4 + 64 * ARCH.layers * 2 * ARCH.kv_size * 4
-TOKENS_A_TURN, TURNS = 3, 5
+TOKENS_A_TURN = 3
 
 
 @dataclass
@@ -26,12 +33,10 @@ class Talker:
 
     edge: Edge
     ids: list[int]
-    replays: int = field(default=0)
 
     async def take_turn(self) -> None:
         """Resume with what the cloud lacks, and ask."""
         held = (await self.edge.open()).held_positions
-        self.replays += bool(self.edge.step > 1 and held == 0)
         for _ in range(TOKENS_A_TURN):
             if held < len(self.ids):
                 await self.edge.send(Context(held, tuple(self.ids[held:])))
@@ -40,50 +45,80 @@ class Talker:
         self.edge.call.cancel()
 
 
-@pytest.mark.parametrize(
-    ("sessions", "room"),
-    [
-        pytest.param(40, 10, id="40 on 10"),
-        pytest.param(200, 50, id="200 on 50", marks=pytest.mark.slow),
-    ],
-)
-async def test_sessions_on_a_budget_for_a_quarter_of_them(sessions: int, room: int) -> None:
-    prompts = [tuple((n * 37 + i * i * 11 + 3) % 256 + 2 for i in range(9)) for n in range(10)]
-    model, count = full_model(), TOKENS_A_TURN * TURNS
-    wanted = [model.continuation(prompt, count) for prompt in prompts]
-    budget_mb = room * SESSION_BYTES / MIB
-    order = random.Random(sessions)
-    # streams at once: what is in use is never taken away, so there must be room for it
-    streams = asyncio.Semaphore(room * 4 // 5)
-    async with CloudProcess(budget_mb=budget_mb, max_sessions=sessions * 3 // 4) as cloud:
-        descriptors = cloud.descriptors
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(cloud.address, options=options) as channel:
-            fingerprint = tiny_bundle().manifest.fingerprint
-            talkers = [
-                Talker(Edge(channel, fingerprint), list(prompts[n % len(prompts)]))
-                for n in range(sessions)
-            ]
+OPTIONS = {
+    "hidden": options_for(use_exits=False, context=ContextCodec.FLOAT32),
+    "tokens": options_for(use_exits=False, context=ContextCodec.TOKENS),
+    "exits": options_for(threshold=0.3, context=ContextCodec.TOKENS),
+    "cloud-only": options_for(Mode.CLOUD_ONLY),
+}
+PATIENT: dict[str, Any] = {"answer_seconds": 120.0, "give_up_seconds": 300.0}
 
-            async def turn(talker: Talker) -> None:
-                async with streams:
-                    await talker.take_turn()
 
-            for _ in range(TURNS):
-                order.shuffle(talkers)
-                await asyncio.gather(*map(turn, talkers))
-            for talker in talkers:
-                prompt, text = tuple(talker.ids[:9]), talker.ids[9:]
-                assert text == wanted[prompts.index(prompt)]
-            assert any(talker.replays for talker in talkers)
-            assert await cloud.metric("evictions_total", what="cache") > 0
-            assert await cloud.metric("evictions_total", what="session") > 0
-            assert await cloud.metric("held_bytes") <= budget_mb * MIB
-            talkers.clear()
-        del channel, turn, talker
-        await cloud.has("streams", 0)
-        await cloud.comes_to(lambda: cloud.descriptors == descriptors)
-        assert "ERROR" not in cloud.log
+async def all_at_once(cloud: CloudProcess, options: list[GenerationOptions]) -> None:
+    """A generation with each of ``options``; each has the text that it has alone."""
+    jobs = [(PROMPTS[number % len(PROMPTS)], own) for number, own in enumerate(options)]
+    async with edge_and_cloud() as engine:
+        wanted = {job: ids_of(await engine.generate(*job)) for job in dict.fromkeys(jobs)}
+    descriptors = cloud.descriptors
+    async with edge_engine(cloud.address, **PATIENT) as engine:
+        results = await asyncio.gather(*(engine.generate(*job) for job in jobs))
+    assert [ids_of(result) for result in results] == [wanted[job] for job in jobs]
+    gc.collect()  # errors that were seen hold calls, and those their connections
+    await cloud.has("streams", 0)
+    await cloud.has("held_bytes", 0)
+    await cloud.comes_to(lambda: cloud.descriptors == descriptors)
+    assert "ERROR" not in cloud.log
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+async def test_twelve_generations_at_once_on_a_budget_for_three(kind: str) -> None:
+    budget_mb = 3 * SESSION_BYTES / MIB
+    async with CloudProcess(budget_mb=budget_mb, max_sessions=12) as cloud:
+        await all_at_once(cloud, [OPTIONS[kind]] * 12)
+        assert (
+            await cloud.metric("evictions_total", what="cache_in_use") > 0 or kind == "cloud-only"
+        )
+
+
+async def test_twelve_generations_at_once_where_three_sessions_may_be_open() -> None:
+    async with CloudProcess(max_sessions=3) as cloud:
+        await all_at_once(cloud, list(OPTIONS.values()) * 3)
+        assert await cloud.metric("errors_total", code="NO_ROOM") > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", ["bytes", "sessions"])
+async def test_two_hundred_generations_at_once_on_a_budget_for_fifty(limit: str) -> None:
+    budget_mb, sessions = (50 * SESSION_BYTES / MIB, 200) if limit == "bytes" else (64.0, 50)
+    async with CloudProcess(budget_mb=budget_mb, max_sessions=sessions) as cloud:
+        await all_at_once(cloud, list(OPTIONS.values()) * 50)
+        assert await cloud.metric("evictions_total") > 0 or limit == "sessions"
+
+
+async def test_an_edge_is_told_that_there_is_no_room_when_its_patience_is_over() -> None:
+    async with (
+        serving(limits=StoreLimits(max_sessions=1)) as server,
+        edge(server, tiny_bundle()) as other,
+        edge_engine(server.address, give_up_seconds=0.3) as engine,
+    ):
+        await other.open()
+        with pytest.raises(NoRoomError, match="all 1 sessions"):
+            await engine.generate(PROMPTS[0], OPTIONS["tokens"])
+        refusals = server.metrics.registry.get_sample_value(
+            "tandem_cloud_errors_total", {"code": "NO_ROOM"}
+        )
+        assert refusals is not None
+        assert refusals > 1  # it tried again
+
+
+async def test_what_can_never_fit_is_told_at_once() -> None:
+    async with (
+        CloudProcess(budget_mb=0.5 * SESSION_BYTES / MIB) as cloud,
+        edge_engine(cloud.address, give_up_seconds=WAIT_SECONDS) as engine,
+    ):
+        with pytest.raises(BudgetExceededError, match="raise --budget-mb"):
+            await engine.generate(PROMPTS[0], OPTIONS["tokens"])
+        assert await cloud.metric("streams_opened_total") == 1
 
 
 @pytest.mark.slow

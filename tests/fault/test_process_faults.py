@@ -14,7 +14,7 @@ from edge.context_source import ContextCodec
 from edge.engine import EdgeEngine
 from edge.generation import Mode
 from edge.generation_options import GenerationOptions
-from tests.cloud_process import MIB, CloudProcess
+from tests.cloud_process import CloudProcess
 from tests.edge_harness import (
     PROMPTS,
     BreakableLink,
@@ -31,8 +31,8 @@ OPTIONS = (
     options_for(threshold=0.3, context=ContextCodec.INT8),
     options_for(Mode.CLOUD_ONLY),
 )
-# what caches of allocator, gRPC and torch may come to, whatever the number of faults
-MEMORY_GROWTH = 64 * MIB
+# what caches of allocator, gRPC and torch may come to for each cut after the first ones
+MEMORY_A_CUT = 64 << 10
 PATIENT: dict[str, Any] = {"give_up_seconds": 120.0, "connect_seconds": 120.0}
 
 Job = tuple[tuple[int, ...], GenerationOptions]
@@ -86,7 +86,7 @@ async def test_texts_survive_a_cloud_that_is_killed_again_and_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "cuts", [pytest.param(60, id="60"), pytest.param(1000, id="1000", marks=pytest.mark.slow)]
+    "cuts", [pytest.param(150, id="150"), pytest.param(1000, id="1000", marks=pytest.mark.slow)]
 )
 async def test_cuts_at_random_bytes_change_no_text_and_leak_nothing(cuts: int) -> None:
     wanted = await undisturbed(JOBS)
@@ -95,7 +95,7 @@ async def test_cuts_at_random_bytes_change_no_text_and_leak_nothing(cuts: int) -
         descriptors = cloud.descriptors
 
         def note(count: int) -> None:
-            if count == cuts // 3:
+            if count == cuts // 2:
                 warm.append(cloud.resident_bytes)
 
         async with CuttingLink(
@@ -112,7 +112,7 @@ async def test_cuts_at_random_bytes_change_no_text_and_leak_nothing(cuts: int) -
             await asyncio.gather(*(keep_asking(number) for number in range(len(JOBS))))
             assert link.cuts >= cuts
         await is_as_before(cloud, descriptors)
-        assert cloud.resident_bytes - warm[0] < MEMORY_GROWTH
+        assert cloud.resident_bytes - warm[0] < MEMORY_A_CUT * (cuts - cuts // 2)
         assert "ERROR" not in cloud.log
 
 

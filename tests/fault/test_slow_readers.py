@@ -47,10 +47,10 @@ READERS = 3
 BYTES_OF_A_READER = 16 * MIB
 
 
-async def ask_and_do_not_read(slow: Edge) -> None:
+async def ask_and_do_not_read(slow: Edge, questions: int = QUESTIONS) -> None:
     await slow.open()
     await slow.send(Context(0, PROMPT))
-    for _ in range(QUESTIONS):
+    for _ in range(questions):
         await slow.send(Escalate(START, BURST))
 
 

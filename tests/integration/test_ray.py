@@ -29,15 +29,26 @@ from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.errors import AuthenticationError, InvalidMessageError, SessionTakenOverError
 from shared.messages import Context, Decision, Escalate, Truncate, error_of
 from tests.cloud_harness import PROMPT, Edge, full_model, tiny_bundle
+from tests.cloud_process import plain_edge
 from tests.edge_harness import PROMPTS, BreakableLink, edge_engine, full_answer, ids_of, options_for
+from tests.fault.test_slow_readers import (
+    BURST,
+    ask_and_do_not_read,
+    comes_to_rest,
+    read_to_the_end,
+)
 
 pytest.importorskip("ray.serve", reason="Ray is not installed: pip install '.[ray]'")
+
+from cloud.ray_replica import WINDOW_BYTES
+
 pytestmark = pytest.mark.ray
 
 BUNDLE = tiny_bundle()
 SECONDS = 180.0
 MESSAGE_BYTES = 1 << 16
 EXACT = options_for(use_exits=False, context=ContextCodec.FLOAT32)
+QUESTIONS = 400  # their answers are far more than a window and what gRPC keeps for a reader
 _PID = re.compile(r"pid=(\d+)")
 _HELD = re.compile(r"held=(\d+)")
 
@@ -279,6 +290,36 @@ async def test_an_edge_that_vanishes_leaves_a_session_and_no_stream(
         again.session_id, again.step = edge.session_id, edge.step
         assert (await again.open()).held_positions >= len(PROMPT)
         await again.close()
+
+
+async def test_an_edge_that_reads_late_gets_every_answer_and_until_then_few_are_sent(
+    cluster: Cluster,
+) -> None:
+    async def sent() -> float:
+        pages = await asyncio.to_thread(cluster.metrics)
+        counts = (re.findall(r"^tandem_cloud_sent_bytes_total{.*} (.+)$", p, re.M) for p in pages)
+        return sum(float(count) for found in counts for count in found)
+
+    before = await sent()
+    async with plain_edge(cluster.address, token=cluster.token) as slow:
+        await ask_and_do_not_read(slow, QUESTIONS)
+        await slow.call.done_writing()
+        await comes_to_rest(sent)
+        assert WINDOW_BYTES <= await sent() - before < 2 * WINDOW_BYTES  # gRPC keeps some as well
+        decisions = await read_to_the_end(slow)
+        wanted = full_answer(PROMPT, BURST + 1) * QUESTIONS
+        assert [decision.token_id for decision in decisions] == wanted
+        assert await slow.status() is grpc.StatusCode.OK
+    assert await sent() - before > 2 * WINDOW_BYTES
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+async def test_other_signals_do_not_end_it(cluster: Cluster, number: signal.Signals) -> None:
+    cluster.process.send_signal(number)
+    await asyncio.to_thread(cluster.logged, "signal ignored", number.name)
+    async with cluster.engine() as engine:
+        result = await engine.generate(PROMPTS[0], EXACT)
+    assert ids_of(result) == full_answer(PROMPTS[0], 24)
 
 
 async def test_the_proxy_says_that_it_is_healthy(cluster: Cluster) -> None:

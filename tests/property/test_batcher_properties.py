@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,8 +36,8 @@ class Talk:
     urgent: tuple[bool, ...]
     sampling: Sampling
 
-    def works(self) -> list[Work]:
-        cache = MODEL.new_cache(MODEL.cut if self.by_hidden else 0)
+    def works(self, model: DeepModel) -> list[Work]:
+        cache = model.new_cache(model.cut if self.by_hidden else 0)
         rows = FULL.run(self.ids)[0] if self.by_hidden else np.array(self.ids, np.int32)
         works, start = [], 0
         for number, end in enumerate(sorted({*self.ends, len(self.ids)})):
@@ -75,7 +76,7 @@ def talks(draw: st.DrawFn) -> Talk:
 
 async def say(batcher: Batcher, talk: Talk) -> list[Outcome]:
     """One piece of work after the other, as a session has it."""
-    return [await batcher.run(work) for work in talk.works()]
+    return [await batcher.run(work) for work in talk.works(batcher.model)]
 
 
 async def alone(everybody: list[Talk]) -> list[list[Outcome]]:
@@ -86,11 +87,13 @@ async def alone(everybody: list[Talk]) -> list[list[Outcome]]:
     return answers
 
 
-async def together(everybody: list[Talk], max_rows: int) -> list[list[Outcome]]:
-    async with Batcher(MODEL, max_rows=max_rows, threads=1) as batcher:
-        with closed_gate(MODEL) as gate:
+async def together(
+    everybody: list[Talk], max_rows: int, model: DeepModel = MODEL
+) -> list[list[Outcome]]:
+    async with Batcher(model, max_rows=max_rows, threads=1) as batcher:
+        with closed_gate(model) as gate:
             stopper = Work(
-                MODEL.new_cache(0), 0, np.array([1], np.int32), (), None, Sampling(), True, "zoe"
+                model.new_cache(0), 0, np.array([1], np.int32), (), None, Sampling(), True, "zoe"
             )
             stopping = asyncio.create_task(batcher.run(stopper))
             await gate.entered.wait()
@@ -124,6 +127,24 @@ def test_work_that_is_cut_to_fit_decides_the_same(everybody: list[Talk], max_row
         for a, b in zip(one, other, strict=True):
             assert [c.token_id for c in a.choices] == [c.token_id for c in b.choices]
             torch.testing.assert_close(state(a), state(b), atol=TOLERANCE, rtol=0)
+            np.testing.assert_allclose(_logprobs(a.choices), _logprobs(b.choices), atol=TOLERANCE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(everybody=st.lists(talks(), min_size=2, max_size=9), max_rows=st.integers(1, 24))
+def test_on_a_gpu_packed_and_cut_work_decides_what_it_does_alone_on_the_cpu(
+    everybody: list[Talk], max_rows: int
+) -> None:
+    on_gpu = DeepModel.load(tiny_bundle(), torch.device("cuda"), torch.float32)
+    for one, other in zip(
+        asyncio.run(alone(everybody)),
+        asyncio.run(together(everybody, max_rows, on_gpu)),
+        strict=True,
+    ):
+        for a, b in zip(one, other, strict=True):
+            assert [c.token_id for c in a.choices] == [c.token_id for c in b.choices]
+            torch.testing.assert_close(state(a), state(b).cpu(), atol=TOLERANCE, rtol=0)
             np.testing.assert_allclose(_logprobs(a.choices), _logprobs(b.choices), atol=TOLERANCE)
 
 

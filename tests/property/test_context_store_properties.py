@@ -46,6 +46,7 @@ class _Size:
     context: int
     cache: int
     in_use: bool
+    working: bool
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -66,7 +67,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _sizes(self) -> dict[SessionKey, _Size]:
         return {
-            key: _Size(held.context.nbytes, held.cache_bytes, held.in_use)
+            key: _Size(held.context.nbytes, held.cache_bytes, held.in_use, held.working)
             for key, held in self.store._sessions.items()
         }
 
@@ -173,6 +174,16 @@ class StoreMachine(RuleBasedStateMachine):
         self._check_order(before)
 
     @precondition(lambda self: self.open)
+    @rule(data=st.data(), asks=st.booleans())
+    def ask_or_rest(self, data: st.DataObject, asks: bool) -> None:
+        session = self._pick(data)
+        self.clock.advance(1.0)
+        if asks:
+            session.working = True
+        else:
+            self.store.rest(session)
+
+    @precondition(lambda self: self.open)
     @rule(data=st.data(), position=st.integers(0, 130))
     def truncate(self, data: st.DataObject, position: int) -> None:
         session = self._pick(data)
@@ -199,12 +210,17 @@ class StoreMachine(RuleBasedStateMachine):
             assert held.in_use or self.clock() - held.last_used < IDLE_SECONDS
 
     def _check_order(self, before: dict[SessionKey, _Size]) -> None:
-        """Idle sessions lose caches first, and context only when no idle cache is left."""
+        """Idle sessions lose caches first, and context only when no idle cache is left; then those
+        in use lose caches that are not worked on."""
         after = self._sizes()
         gone = before.keys() - after.keys()
         assert not any(before[key].in_use for key in gone)
         if gone:
             assert not any(size.cache for size in after.values() if not size.in_use)
+        lost = {key for key in after if after[key].cache < before[key].cache}
+        assert not any(before[key].working for key in lost)
+        if any(before[key].in_use for key in lost):
+            assert all(size.in_use for size in after.values())
         for key, size in after.items():
             if not size.in_use:
                 assert size.context == before[key].context  # all of it, or nothing is lost

@@ -121,7 +121,8 @@ class Streams:
         assert quota.sessions is None or len(now) <= quota.sessions
         assert quota.budget_bytes is None or sum(now.values()) <= quota.budget_bytes
         if self.held(beside=tenant) != others:  # only the cloud's own limits take from others
-            total = sum(now.values()) + sum(others.values())
+            most = {key: max(own.get(key, 0), now.get(key, 0)) for key in own | now}
+            total = sum(most.values()) + sum(others.values())
             assert total > LIMITS.budget_bytes or len(now) + len(others) > LIMITS.max_sessions
 
     def held(self, *, by: str | None = None, beside: str | None = None) -> dict[SessionKey, int]:

@@ -104,11 +104,14 @@ class _ErrorCodeEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enum
     ERROR_CODE_FINGERPRINT_MISMATCH: _ErrorCode.ValueType  # 3
     ERROR_CODE_CONTEXT_GAP: _ErrorCode.ValueType  # 4
     ERROR_CODE_BUDGET_EXCEEDED: _ErrorCode.ValueType  # 5
+    """A limit of the cloud that this session alone is beyond; trying again does not help."""
     ERROR_CODE_SESSION_TAKEN_OVER: _ErrorCode.ValueType  # 6
     """Another stream took the session over."""
     ERROR_CODE_SHUTTING_DOWN: _ErrorCode.ValueType  # 7
     ERROR_CODE_INTERNAL: _ErrorCode.ValueType  # 8
     ERROR_CODE_UNAUTHENTICATED: _ErrorCode.ValueType  # 9
+    ERROR_CODE_NO_ROOM: _ErrorCode.ValueType  # 10
+    """What other sessions use leaves no room for now: the edge tries again, later each time."""
 
 class ErrorCode(_ErrorCode, metaclass=_ErrorCodeEnumTypeWrapper): ...
 
@@ -118,11 +121,14 @@ ERROR_CODE_UNSUPPORTED_VERSION: ErrorCode.ValueType  # 2
 ERROR_CODE_FINGERPRINT_MISMATCH: ErrorCode.ValueType  # 3
 ERROR_CODE_CONTEXT_GAP: ErrorCode.ValueType  # 4
 ERROR_CODE_BUDGET_EXCEEDED: ErrorCode.ValueType  # 5
+"""A limit of the cloud that this session alone is beyond; trying again does not help."""
 ERROR_CODE_SESSION_TAKEN_OVER: ErrorCode.ValueType  # 6
 """Another stream took the session over."""
 ERROR_CODE_SHUTTING_DOWN: ErrorCode.ValueType  # 7
 ERROR_CODE_INTERNAL: ErrorCode.ValueType  # 8
 ERROR_CODE_UNAUTHENTICATED: ErrorCode.ValueType  # 9
+ERROR_CODE_NO_ROOM: ErrorCode.ValueType  # 10
+"""What other sessions use leaves no room for now: the edge tries again, later each time."""
 Global___ErrorCode: typing_extensions.TypeAlias = ErrorCode
 
 @typing.final
@@ -358,7 +364,7 @@ class Truncate(google.protobuf.message.Message):
     """Forgets context and decisions from `position` on.  Every escalation that is still unanswered is
     withdrawn, and a burst that runs stops: they may get no (further) answer, and one that comes all
     the same repeats a step from before the Truncate.  After a correction it is where the edge goes on.
-    What the cloud decoded ahead of the edge's context stays.
+    What the cloud decoded ahead stays where `position` is not within the edge's context.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor

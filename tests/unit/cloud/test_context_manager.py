@@ -12,7 +12,7 @@ from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from prepare.tiny_model import TINY_ARCHITECTURE as ARCH
 from shared.clock import ManualClock
-from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError
+from shared.errors import BudgetExceededError, ContextGapError, InvalidMessageError, NoRoomError
 from shared.messages import ContextKind
 from shared.sampling import GREEDY, Choice, Sampling
 
@@ -117,9 +117,12 @@ def test_context_goes_when_caches_do_not_suffice() -> None:
 def test_what_cannot_fit_costs_nobody_anything() -> None:
     box = Fixture(budget_bytes=2 * (IDS_BYTES + CACHE_BYTES))
     idle, session = box.idle(1), box.open(2)
-    box.store.append(session, 0, np.zeros(512, np.int32))
+    box.store.append(session, 0, np.zeros(6, np.int32))
     before = box.store.held_bytes
-    with pytest.raises(BudgetExceededError, match="budget"):
+    with pytest.raises(BudgetExceededError, match="beyond the cloud's memory budget") as refused:
+        box.store.append(session, 6, np.zeros(506, np.int32))
+    assert type(refused.value) is BudgetExceededError
+    with pytest.raises(BudgetExceededError, match="beyond the cloud's memory budget"):
         box.store.cache_for(session, 512)
     assert (box.store.held_bytes, idle.computed, session.cache) == (before, 6, None)
 
@@ -137,7 +140,7 @@ def test_another_sampling_forgets_what_was_decided_and_only_that() -> None:
 
 
 def test_context_that_does_not_fit_leaves_the_clouds_own_words() -> None:
-    box = Fixture(budget_bytes=2 * IDS_BYTES)
+    box = Fixture(budget_bytes=2 * IDS_BYTES + CACHE_BYTES)
     box.store.append(box.open(1), 0, np.zeros(1, np.int32))
     session = box.open(2)
     box.store.append_own(session, 7)
@@ -146,14 +149,26 @@ def test_context_that_does_not_fit_leaves_the_clouds_own_words() -> None:
     assert (session.held, session.own) == (1, 1)
 
 
-def test_sessions_in_use_are_never_touched() -> None:
-    box = Fixture(budget_bytes=IDS_BYTES + CACHE_BYTES, idle_seconds=5.0)
-    session = box.open(1)
-    box.fill(session, 6)
+def test_sessions_in_use_give_their_caches_unless_they_work_and_nothing_else() -> None:
+    box = Fixture(budget_bytes=4 * IDS_BYTES + 2 * CACHE_BYTES, idle_seconds=5.0)
+    first, second = box.open(1), box.open(2)
+    for session in (first, second):
+        box.fill(session, 6)
+        session.working = True
     box.clock.advance(100.0)
-    with pytest.raises(BudgetExceededError):
-        box.store.append(box.open(2), 0, np.zeros(1, np.int32))
-    assert session.computed == 6
+    third = box.open(3)
+    with pytest.raises(NoRoomError):
+        box.store.append(third, 0, np.zeros(1, np.int32))
+    assert (first.computed, second.computed) == (6, 6)
+    box.store.rest(second)
+    box.clock.advance(1.0)
+    box.store.rest(first)
+    box.store.append(third, 0, np.zeros(1, np.int32))
+    with pytest.raises(NoRoomError):  # nobody asked
+        box.store.cache_for(third, 1, asked=False)
+    box.store.cache_for(third, 1)
+    assert (first.computed, second.computed) == (6, 0)
+    assert (first.held, second.held) == (6, 6)
 
 
 def test_idle_sessions_expire() -> None:

@@ -244,8 +244,9 @@ def test_bytes_beyond_a_quota_are_refused_and_nobody_loses_any() -> None:
     box = Fixture(Quota(budget_mb=ONE + HALF))
     others, own = box.idle("bob", 0), box.idle("alice", 1)
     in_use = [box.open("alice", 2), box.open("alice", 3)]
-    box.fill(in_use[0])
     box.store.append(in_use[1], 0, np.arange(6, dtype=np.int32))
+    box.fill(in_use[0])
+    in_use[0].working = True
     held = box.store.held_bytes
     with pytest.raises(BudgetExceededError, match="MiB that tenant alice may hold are in use"):
         box.store.cache_for(in_use[1], 6)
