@@ -264,8 +264,8 @@ async def test_tandems_own_part_of_a_reply() -> None:
         }
         assert summary["mode"] == "collaborative"
         assert summary["plan"].startswith("optimistic@0.3")
-        assert sum(summary["origins"].values()) == whole.usage.completion_tokens  # type: ignore[union-attr]
-        assert sum(piece["tokens"] for piece in pieces) == whole.usage.completion_tokens  # type: ignore[union-attr]
+        assert sum(summary["origins"].values()) == whole.usage.completion_tokens
+        assert sum(piece["tokens"] for piece in pieces) == whole.usage.completion_tokens
         assert {piece["origin"] for piece in pieces} <= set(summary["origins"])
         assert 0 < summary["agreement_estimate"] <= 1
         assert summary["uploaded_bytes"] > 0
