@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +27,14 @@ from cloud.fair_queue import FairQueue
 from cloud.kv_cache import KvCache
 from cloud.metrics import CloudMetrics
 from shared.clock import Clock, monotonic
+from shared.errors import CloudInternalError
 from shared.sampling import Choice, Sampling, choose_token
 
 # of a pass's time, to wait for the sessions in it that go on: a pass over a few rows costs as much
 # as over one, and without a pause those would always be a pass behind the others
 _PAUSE = 0.1
+
+_LOG = logging.getLogger("tandem.cloud")
 
 
 @dataclass
@@ -112,7 +116,8 @@ class _Waiting:
 class Batcher:
     """An ``async with`` block that owns the model's thread.
 
-    ``max_rows`` bounds a pass, and so how long a token waits for the passes of others.
+    ``max_rows`` bounds a pass, and so how long a token waits for the passes of others.  ``failed``
+    is set where no pass will ever run again: the cloud cannot go on then.
     """
 
     def __init__(
@@ -128,13 +133,14 @@ class Batcher:
         self.model = model
         self._metrics, self._clock = metrics or CloudMetrics(), clock
         self._queue: FairQueue[_Waiting] = FairQueue()
-        self._arrived = asyncio.Event()
+        self._arrived, self.failed = asyncio.Event(), asyncio.Event()
+        self._batch: Sequence[tuple[_Waiting, int]] = ()
         self._executor = ThreadPoolExecutor(
             1, "deep-model", initializer=_use_threads, initargs=(threads,)
         )
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._passes(), name="batcher")
+        self._task = asyncio.create_task(self._run_passes(), name="batcher")
         return self
 
     async def __aexit__(
@@ -155,7 +161,13 @@ class Batcher:
             raise RuntimeError("the batcher has stopped")
 
     async def run(self, work: Work) -> Outcome:
-        """Compute ``work``.  When this returns, or is cancelled, its cache is no longer touched."""
+        """Compute ``work``.  When this returns, or is cancelled, its cache is no longer touched.
+
+        Raises:
+            CloudInternalError: the batcher has failed.
+        """
+        if self.failed.is_set():
+            raise _failure()
         waiting = _Waiting(work, asyncio.get_running_loop().create_future(), self._clock())
         self._queue.push(waiting)
         self._arrived.set()
@@ -171,11 +183,23 @@ class Batcher:
                     waiting.outcome.exception()  # nobody else looks at it
             raise
 
+    async def _run_passes(self) -> None:
+        """Run passes until cancelled.  A fault in a pass is for its sessions to bear; any other
+        ends the batcher, and nobody is left to wait for it."""
+        try:
+            await self._passes()
+        except Exception:
+            _LOG.exception("batcher failed")
+            self.failed.set()
+            for waiting in [*self._queue.drain(), *(waiting for waiting, _ in self._batch)]:
+                if not waiting.outcome.done():
+                    waiting.outcome.set_exception(_failure())
+
     async def _passes(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._arrived.wait()
-            batch = self._queue.take(self.max_rows)
+            self._batch = batch = self._queue.take(self.max_rows)
             if not batch:
                 self._arrived.clear()
                 continue
@@ -283,6 +307,10 @@ class Batcher:
         by_ids = work.cache.first_layer == 0
         rows = rows.to(self.model.device, torch.int64 if by_ids else self.model.dtype)
         return Chunk(work.cache, rows, tuple(wanted))
+
+
+def _failure() -> CloudInternalError:
+    return CloudInternalError("the cloud failed; its log says why")
 
 
 def _use_threads(threads: int | None) -> None:

@@ -24,6 +24,7 @@ from cloud.eviction import StoreLimits
 from cloud.metrics import CloudMetrics
 from cloud.metrics_endpoint import MetricsEndpoint
 from cloud.quotas import QuotaFile, Quotas
+from cloud.row_decoder import RowDecoder
 from cloud.settings import CloudSettings
 from cloud.watched_file import WatchedFile
 from shared.clock import Clock, monotonic
@@ -97,6 +98,7 @@ class CloudCore:
                 self.store,
                 self.batcher,
                 self.authenticator,
+                stack.enter_context(RowDecoder(model.architecture)),
                 max_message_bytes=settings.max_message_bytes,
                 credits=settings.credits,
                 quotas=quotas,

@@ -16,15 +16,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
-import numpy as np
-import numpy.typing as npt
 
 from cloud.auth import Authenticator
 from cloud.batcher import Batcher
 from cloud.context_manager import ContextStore
 from cloud.held_session import HeldSession, SessionKey
 from cloud.metrics import UNKNOWN_TENANT, CloudMetrics
-from cloud.quotas import EscalationRates, TenantQuotas
+from cloud.quotas import TenantQuotas, TenantRates
+from cloud.row_decoder import RowDecoder
 from cloud.session_engine import SessionEngine
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.clock import Clock, monotonic
@@ -46,7 +45,6 @@ from shared.messages import (
     Closed,
     CloudMessage,
     Context,
-    ContextKind,
     EdgeMessage,
     Escalate,
     Open,
@@ -57,13 +55,14 @@ from shared.messages import (
     error_reply,
 )
 from shared.model_bundle import Manifest
-from shared.tensor_codec import EncodedTensor, decode
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Collaboration"].full_name
 SESSION_METHOD = f"/{SERVICE_NAME}/Session"
 OPEN_SECONDS = 10.0
-# of hidden states in one message: unpacking keeps the event loop from everybody else
-MAX_ROWS = 1024
+TAKEOVER_SECONDS = 30.0
+# for what is open when the drain's time is up: longer than a pass, whatever edges do
+DRAIN_GRACE_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 5.0
 
 _LOG = logging.getLogger("tandem.cloud")
 
@@ -117,16 +116,18 @@ class _Stream:
         self.last_step = message.step
         return message
 
-    async def send(self, message: CloudMessage) -> None:
+    async def send(self, message: CloudMessage, patience: float | None = None) -> None:
+        """Send a message; it may wait for ``patience`` seconds, or as long as any other."""
+        patience = self._patience if patience is None else patience
         data = cloud_message_to_proto(message).SerializeToString()
         self.usage.sent_bytes.inc(len(data))
         # a write that is given up stays pending in gRPC, which takes no other beside it
         self._write_pending = True
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(patience):
                 await self.context.write(data)
         except TimeoutError:
-            raise _EdgeLeftError(f"no answer was read in {self._patience:g} s") from None
+            raise _EdgeLeftError(f"no answer was read in {patience:g} s") from None
         except grpc.aio.BaseError:
             raise _EdgeLeftError("the connection is gone") from None
         self._write_pending = False
@@ -142,13 +143,13 @@ class _Stream:
         await self._end
 
     async def fail(self, error: TandemError) -> None:
-        """Say why in a message (where the edge takes one), then in gRPC's words; raises, as
-        ``abort`` does."""
+        """Say why in a message (where the edge takes one), then in gRPC's words, which wait behind
+        what was not read; raises, as ``abort`` does."""
         reply = error_reply(error)
         self._errors.labels(reply.code.name).inc()
         if not self._write_pending:
             with contextlib.suppress(_EdgeLeftError):
-                await self.send(CloudMessage(self.last_step, reply))
+                await self.send(CloudMessage(self.last_step, reply), _LAST_WORDS_SECONDS)
         status = next((s for kind, s in _STATUS if isinstance(error, kind)), None)
         await self.context.abort(
             status or grpc.StatusCode.INTERNAL, f"{reply.code.name}: {reply.message}"
@@ -164,6 +165,7 @@ class CollaborationService:
         store: ContextStore,
         batcher: Batcher,
         authenticator: Authenticator,
+        decoder: RowDecoder,
         *,
         max_message_bytes: int,
         credits: int,
@@ -173,18 +175,18 @@ class CollaborationService:
         clock: Clock = monotonic,
     ) -> None:
         self._manifest, self._store, self._batcher = manifest, store, batcher
-        self._authenticator = authenticator
+        self._authenticator, self._decoder = authenticator, decoder
         self._max_message_bytes, self._credits = max_message_bytes, credits
         self._metrics, self._clock = metrics, clock
         self._look_at_quotas = look_at_quotas
-        self._rates = EscalationRates(quotas, metrics, clock=clock)
+        self._rates = TenantRates(quotas, metrics, clock=clock)
         self._streams: dict[SessionKey, _Stream] = {}
         self._draining = False
         self._changed = asyncio.Condition()
 
     def handler(self) -> Any:
         """The generic handler to add to a gRPC server."""
-        session = grpc.stream_stream_rpc_method_handler(self.session)  # bytes in, bytes out
+        session = grpc.stream_stream_rpc_method_handler(self._answer)  # bytes in, bytes out
         return grpc.method_handlers_generic_handler(SERVICE_NAME, {"Session": session})
 
     @property
@@ -193,7 +195,8 @@ class CollaborationService:
         return len(self._streams)
 
     async def drain(self, seconds: float) -> None:
-        """Take no new stream; give those that are open ``seconds`` to end, then end them."""
+        """Take no new stream; give those that are open ``seconds`` to end, then end them, which
+        takes ``DRAIN_GRACE_SECONDS`` at most."""
         self._draining = True
         try:
             async with asyncio.timeout(seconds), self._changed:
@@ -202,8 +205,18 @@ class CollaborationService:
             streams = list(self._streams.values())
             for stream in streams:
                 stream.end(CloudShuttingDownError("the cloud is shutting down"))
-            for stream in streams:
-                await stream.ended.wait()
+            try:
+                async with asyncio.timeout(DRAIN_GRACE_SECONDS):
+                    for stream in streams:
+                        await stream.ended.wait()
+            except TimeoutError:
+                _LOG.warning("streams do not end", extra=about(streams=self.open_streams))
+
+    async def _answer(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        """A call from gRPC itself.  Its headers go out first, which no edge can hold up: behind a
+        first message that is not read, gRPC would send them again with the status, and fail."""
+        await context.send_initial_metadata(())
+        await self.session(requests, context)
 
     async def session(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """Serve one stream; whatever goes wrong ends this session alone."""
@@ -227,9 +240,7 @@ class CollaborationService:
                 f"{self._manifest.fingerprint[:12]}: prepare both from the same model"
             )
         key = SessionKey(tenant, opening.session_id)
-        while older := self._streams.get(key):
-            older.end(SessionTakenOverError("another stream goes on with this session"))
-            await older.ended.wait()
+        await self._end_older(key)
         if self._draining:
             raise CloudShuttingDownError("the cloud is shutting down")
         self._look_at_quotas()
@@ -239,15 +250,7 @@ class CollaborationService:
         stream.usage.streams.inc()
         _LOG.info("session opened", extra=about(key, held=session.held))
         try:
-            limits = Opened(
-                session.held,
-                self._manifest.architecture.max_positions,
-                self._max_message_bytes,
-                self._credits,
-                self._store.store_id,
-            )
-            await stream.send(CloudMessage(step, limits))
-            await self._serve_session(stream, session)
+            await self._serve_session(stream, session, step)
         except Exception as error:
             if isinstance(_first(error), _EdgeLeftError):
                 _LOG.info("edge left", extra=about(key, reason=_first(error)))
@@ -271,8 +274,28 @@ class CollaborationService:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def _serve_session(self, stream: _Stream, session: HeldSession) -> None:
-        """Read until the edge closes the session or its side of the stream."""
+    async def _end_older(self, key: SessionKey) -> None:
+        """End the stream that a session has, as another goes on with it."""
+        try:
+            async with asyncio.timeout(TAKEOVER_SECONDS):
+                while older := self._streams.get(key):
+                    older.end(SessionTakenOverError("another stream goes on with this session"))
+                    await older.ended.wait()
+        except TimeoutError:
+            raise CloudInternalError(
+                f"the session's older stream has not ended in {TAKEOVER_SECONDS:.0f} s: try again"
+            ) from None
+
+    async def _serve_session(self, stream: _Stream, session: HeldSession, step: int) -> None:
+        """Answer the Open of ``step`` and read until the edge closes the session or its side of the
+        stream."""
+        limits = Opened(
+            session.held,
+            self._manifest.architecture.max_positions,
+            self._max_message_bytes,
+            self._credits,
+            self._store.store_id,
+        )
         engine = SessionEngine(
             session,
             self._store,
@@ -285,26 +308,29 @@ class CollaborationService:
             credits=self._credits,
         )
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(engine.run(), name=f"engine {session.key}")
+            # whatever waits for the edge in here is ended where others want that
             watching = group.create_task(stream.watch(), name=f"watch {session.key}")
+            await stream.send(CloudMessage(step, limits))
+            running = group.create_task(engine.run(), name=f"engine {session.key}")
             closed = await self._read(stream, session, engine)
             running.cancel()
+            await asyncio.wait([running])
+            if closed is not None:
+                _LOG.info("session closed", extra=about(session.key, positions=session.held))
+                self._store.drop(session)
+                await stream.send(closed)
             watching.cancel()
-        if closed is not None:
-            _LOG.info("session closed", extra=about(session.key, positions=session.held))
-            self._store.drop(session)
-            await stream.send(closed)
 
     async def _read(
         self, stream: _Stream, session: HeldSession, engine: SessionEngine
     ) -> CloudMessage | None:
         """Hand messages to the engine; return the answer to Close, ``None`` without one."""
+        decode = self._decoder.rows
         while message := await self._next(stream, session):
             match message.body:
                 case Context(position, payload):
-                    await engine.add_context(
-                        message.step, position, partial(self._rows, session, payload)
-                    )
+                    count, unpack = message.body.count, partial(decode, session.kind, payload)
+                    await engine.add_context(message.step, position, count, unpack)
                 case Escalate() as question:
                     await engine.escalate(message.step, question)
                 case Truncate(position):
@@ -327,23 +353,6 @@ class CollaborationService:
         except TimeoutError:
             _LOG.info("session silent", extra=about(session.key, seconds=self._store.idle_seconds))
             return None
-
-    def _rows(
-        self, session: HeldSession, payload: EncodedTensor | tuple[int, ...]
-    ) -> npt.NDArray[Any]:
-        """Decoded hidden states, or token ids, checked against the model."""
-        arch = self._manifest.architecture
-        if isinstance(payload, EncodedTensor):
-            if session.kind is not ContextKind.HIDDEN_STATES:
-                raise InvalidMessageError("hidden states in a session of token ids")
-            return decode(payload, max_rows=MAX_ROWS, columns=arch.hidden_size)
-        if session.kind is not ContextKind.TOKEN_IDS:
-            raise InvalidMessageError("token ids in a session of hidden states")
-        if max(payload) >= arch.vocabulary_size:
-            raise InvalidMessageError(
-                f"a token id is not in the vocabulary of {arch.vocabulary_size}"
-            )
-        return np.array(payload, np.int32)
 
 
 async def _first_message(stream: _Stream) -> tuple[int, Open]:

@@ -21,7 +21,7 @@ from cloud.cloud_core import CloudCore
 from cloud.collaboration_service import SERVICE_NAME, SESSION_METHOD
 from cloud.settings import CloudSettings
 from shared.clock import Clock, monotonic
-from shared.errors import ConfigurationError
+from shared.errors import CloudInternalError, ConfigurationError
 from shared.logs import about
 from shared.port_file import port_file
 from shared.transport import joined, read_pem
@@ -59,6 +59,8 @@ class CloudServer:
             await self._server.start()
             stack.push_async_callback(self._drain)
             await self._report(health_pb2.HealthCheckResponse.SERVING)
+            watching = asyncio.create_task(self._watch_batcher(), name="watch batcher")
+            stack.callback(watching.cancel)
             self.address = joined(settings.host, port)
             stack.enter_context(port_file(settings.port_file, self.address))
             self._stack = stack.pop_all()
@@ -79,7 +81,11 @@ class CloudServer:
     async def wait(self) -> None:
         """Return after SIGTERM, SIGINT or :meth:`stop`; leaving the block then drains.  Meanwhile
         SIGHUP reads the token file and the quotas, where there are such, and SIGUSR1 checks the
-        context store."""
+        context store.
+
+        Raises:
+            CloudInternalError: the batcher has failed; the process is to end and be started again.
+        """
         loop = asyncio.get_running_loop()
         actions: dict[signal.Signals, Callable[[], None]] = {
             signal.SIGTERM: self._stop.set,
@@ -97,12 +103,22 @@ class CloudServer:
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)
+        if self.batcher.failed.is_set():
+            raise CloudInternalError("the batcher has failed, and the log says why: start it again")
+
+    async def _watch_batcher(self) -> None:
+        """Serve no more once no pass will run again."""
+        await self.batcher.failed.wait()
+        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._stop.set()
 
     async def _drain(self) -> None:
-        """Say NOT_SERVING, let sessions end, then close the port."""
+        """Say NOT_SERVING, let sessions end (they cannot where the batcher has failed), then close
+        the port."""
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         _LOG.info("draining", extra=about(streams=self.service.open_streams))
-        await self.service.drain(self._settings.drain_seconds)
+        failed = self.batcher.failed.is_set()
+        await self.service.drain(0.0 if failed else self._settings.drain_seconds)
         await self._server.stop(grace=1.0)
 
     async def _report(self, status: Any) -> None:

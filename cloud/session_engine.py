@@ -26,7 +26,7 @@ from cloud.batcher import Batcher, Work
 from cloud.context_manager import ContextStore
 from cloud.held_session import HeldSession
 from cloud.metrics import TenantMetrics
-from cloud.quotas import EscalationRate
+from cloud.quotas import TenantRate
 from shared.clock import Clock
 from shared.errors import (
     BudgetExceededError,
@@ -43,6 +43,7 @@ CATCH_UP_ROWS = 64
 # A pass over few rows takes as long as one over a single row (the weights are read once), so fewer
 # than these wait for a question to take them along.
 CATCH_UP_FROM = 16
+_LOOK_SECONDS = 0.5  # a quota may grow while somebody waits for it
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class SessionEngine:
         manifest: Manifest,
         send: Callable[[CloudMessage], Awaitable[None]],
         usage: TenantMetrics,
-        rate: EscalationRate,
+        rate: TenantRate,
         clock: Clock,
         *,
         credits: int,
@@ -104,10 +105,15 @@ class SessionEngine:
     # ---- what the reader calls, in the order of the messages -----------------------------------
 
     async def add_context(
-        self, step: int, position: int, unpack: Callable[[], npt.NDArray[Any]]
+        self,
+        step: int,
+        position: int,
+        count: int,
+        unpack: Callable[[], Awaitable[npt.NDArray[Any]]],
     ) -> None:
-        """Store context (after a burst that runs, which adds to it as well); ``unpack`` is called
-        only where it joins what is held."""
+        """Store ``count`` positions of context (after a burst that runs, which adds to it as well);
+        ``unpack`` is called only where it joins what is held and adds to it.  What is beyond the
+        tenant's rate of rows waits, and with it whatever the edge sends after it."""
         # what was asked before it may tell that it is about a text that is no more
         await self._until(
             lambda: (
@@ -117,16 +123,21 @@ class SessionEngine:
         if self._astray:
             return
         self._store.check_joins(self._session, position)
-        rows = unpack()
-        if self._session.own:  # which may have to give way
-            await self._pause()
+        if (new := position + count - self._session.confirmed) > 0:
+            while not self._astray and (seconds := self._rate.seconds_to_rows()):  # noqa: ASYNC110
+                await asyncio.sleep(min(seconds, _LOOK_SECONDS))
+            self._rate.add_rows(min(new, count))
+            rows = await unpack()
+            if self._session.own:  # which may have to give way
+                await self._pause()
 
-        def store() -> None:
-            if not self._astray:  # what ran meanwhile may have been a correction
-                self._store.append(self._session, position, rows)
-                self._heeded_step = step
+            def store() -> None:
+                if not self._astray:  # what ran meanwhile may have been a correction
+                    self._store.append(self._session, position, rows)
 
-        await self._store.room.take(self._session, store)
+            await self._store.room.take(self._session, store)
+        if not self._astray:
+            self._heeded_step = step
         self._interrupted = False
         self._changed.set()
 

@@ -40,6 +40,7 @@ MAX_POSITIONS = 1 << 22
 MAX_COLUMNS = 1 << 16
 MAX_ERROR_CHARACTERS = 500
 MAX_LOOKAHEAD = 64
+MAX_ROWS = 1024  # of context in one message
 
 
 class ContextKind(Enum):
@@ -80,7 +81,8 @@ class Open:
 
 @dataclass(frozen=True)
 class Context:
-    """Hidden states ``[rows, hidden]`` or token ids from ``position`` on; never empty."""
+    """Hidden states ``[rows, hidden]`` or token ids from ``position`` on; never empty, and of
+    ``MAX_ROWS`` at most (what decodes hidden states sees to those)."""
 
     position: int
     payload: EncodedTensor | tuple[int, ...]
@@ -294,10 +296,11 @@ def _payload_from_proto(wire: pb.Context) -> EncodedTensor | tuple[int, ...]:
         case "hidden_states":
             return _tensor_from_proto(wire.hidden_states)
         case "token_ids":
-            ids = tuple(wire.token_ids.ids)
+            ids = wire.token_ids.ids
             if not ids:
                 raise InvalidMessageError("context without token ids")
-            return ids
+            _at_most(len(ids), MAX_ROWS, "number of token ids in a message")
+            return tuple(ids)
         case _:
             raise InvalidMessageError("context without a payload")
 

@@ -17,7 +17,7 @@ from cloud.eviction import StoreLimits
 from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from cloud.metrics import CloudMetrics
-from cloud.quotas import EscalationRates, Quota, Quotas
+from cloud.quotas import Quota, Quotas, TenantRates
 from shared.clock import ManualClock
 from shared.errors import BudgetExceededError
 from shared.messages import ContextKind
@@ -177,7 +177,7 @@ def test_no_tenant_asks_more_often_than_its_quota(
 ) -> None:
     clock = ManualClock()
     quota = Quota(escalations_per_second=per_second, escalation_burst=at_once)
-    rate = EscalationRates(Quotas(quota), CloudMetrics(), clock=clock).of("alice")
+    rate = TenantRates(Quotas(quota), CloudMetrics(), clock=clock).of("alice")
     times: list[float] = []
     for pause in pauses:
         clock.advance(pause)

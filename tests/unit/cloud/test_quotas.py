@@ -14,11 +14,11 @@ from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
 from cloud.metrics import CloudMetrics
 from cloud.quotas import (
-    EscalationRate,
-    EscalationRates,
     Quota,
     Quotas,
     TenantQuotas,
+    TenantRate,
+    TenantRates,
     read_quotas,
 )
 from prepare.tiny_model import TINY_ARCHITECTURE as ARCH
@@ -96,13 +96,13 @@ def test_a_bad_quota_is_named(tmp_path: Path, text: str, named: str) -> None:
 # ---- escalations a second ------------------------------------------------------------------------
 
 
-def rates(clock: ManualClock, metrics: CloudMetrics | None = None) -> EscalationRates:
+def rates(clock: ManualClock, metrics: CloudMetrics | None = None) -> TenantRates:
     quota = Quota(escalations_per_second=2, escalation_burst=3)
     quotas = Quotas(tenants={"alice": quota, "carol": quota})
-    return EscalationRates(quotas, metrics or CloudMetrics(), clock=clock)
+    return TenantRates(quotas, metrics or CloudMetrics(), clock=clock)
 
 
-def asked_until_refused(rate: EscalationRate) -> int:
+def asked_until_refused(rate: TenantRate) -> int:
     for count in range(1000):
         try:
             rate.ask()
@@ -168,7 +168,7 @@ class Changing:
 
 def test_a_rate_that_changes_counts_from_then_on() -> None:
     clock, quotas = ManualClock(), Changing(Quota())
-    rate = EscalationRates(quotas, CloudMetrics(), clock=clock).of("alice")
+    rate = TenantRates(quotas, CloudMetrics(), clock=clock).of("alice")
     assert asked_until_refused(rate) == 1000
     quotas.quota = Quota(escalations_per_second=2, escalation_burst=3)
     assert asked_until_refused(rate) == 3
