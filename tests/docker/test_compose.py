@@ -194,10 +194,10 @@ def test_the_broker_asks_for_tls_and_a_user_and_keeps_devices_apart(up: Stack) -
         )  # fmt: skip
         return done.returncode, done.stderr
 
-    own, ca = f"tandem/{BROKER_USER}/state", ("--cafile", "/mosquitto/secrets/ca.pem")
+    own, ca = f"tandem/{BROKER_USER}/status", ("--cafile", "/mosquitto/secrets/ca.pem")
     login = ("-u", BROKER_USER, "-P", BROKER_PASSWORD)
     assert publish(own, *ca, *login) == (0, "")
-    assert "Not authorized" in publish("tandem/hall/state", *ca, *login)[1]
+    assert "Not authorized" in publish("tandem/hall/status", *ca, *login)[1]
     assert publish(own, *ca, "-u", BROKER_USER, "-P", "wrong")[0] != 0
     assert publish(own, *ca)[0] != 0
     assert publish(own, *login)[0] != 0

@@ -24,7 +24,7 @@ from tests.cloud_harness import WAIT_SECONDS, tiny_bundle
 from tests.mqtt_broker import EDGE, Broker, needs_mosquitto, password_of
 
 pytestmark = needs_mosquitto
-COMMAND = [sys.executable, "-m", "tests.fleet_command", "fleet"]
+COMMAND = [sys.executable, "-m", "shared.cli", "fleet"]
 
 
 @pytest.fixture
