@@ -218,6 +218,9 @@ class EdgeGeneration:
         if self._plan.verified or not draft.accepted:
             draft = self._escalate(request, draft)
         self._took(new_positions, self._clock() - began)
+        self._append(request, draft)
+
+    def _append(self, request: GenerationRequest, draft: _Draft) -> None:
         self._drafts.append(draft)
         if draft.token is not None:
             self._text.append(request.continuation(draft.token))
@@ -285,7 +288,7 @@ class EdgeGeneration:
         """Leave the rest of the answer to the cloud; the edge catches up should it fall silent."""
         assert self._cloud is not None
         self._cloud.offer(len(self._text))
-        self._drafts.append(self._escalate(request, _Draft(None)))
+        self._append(request, self._escalate(request, _Draft(None)))
 
     def _lookahead(self) -> int:
         if not self._plan.may_look_ahead:

@@ -176,6 +176,7 @@ def usage(answer: Answer) -> Record:
     prompt, completion = answer.prompt_tokens, len(answer.tokens)
     return {
         "prompt_tokens": prompt,
+        "prompt_tokens_details": {"cached_tokens": answer.result().cached_tokens},
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import pytest
 from cloud.auth import add_token
 from cloud.eviction import StoreLimits
 from cloud.server import CloudServer
-from edge import cloud_session, steering
+from edge import cloud_session, generation_run, steering
 from edge.context_source import ContextCodec
-from edge.controller import Aim, Wishes
-from edge.generation import Mode
+from edge.controller import Aim, Choice, Wishes
+from edge.generation import EdgeGeneration, Mode
 from edge.generation_options import GenerationOptions
 from edge.plan import BURST_UNLIMITED, Plan
 from shared.errors import AuthenticationError, FingerprintMismatchError
@@ -116,6 +117,32 @@ async def test_where_the_cloud_decides_all_the_text_is_its_own() -> None:
         assert {token.origin for token in result.tokens} == {"cloud"}
         assert (result.statistics.escalations, result.statistics.discarded) == (1, 0)
         assert result.prompt_tokens + 23 <= (result.cloud_layer_positions or 0) / LAYERS
+
+
+async def test_the_cloud_may_take_over_where_it_has_spoken_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asks = 0
+
+    def choose(*_: Any, **__: Any) -> Choice:
+        nonlocal asks
+        asks += 1
+        ahead = replace(PLAIN, burst=0, plain=False, window=4, threshold=1.0, lookahead=16)
+        return Choice(ahead if asks <= 8 else PLAIN, "", None)
+
+    take_in = EdgeGeneration._take_in
+
+    async def slowly(self: EdgeGeneration) -> None:
+        await asyncio.sleep(0.02)  # an edge that is slower than its cloud
+        await take_in(self)
+
+    monkeypatch.setattr(generation_run, "choose", choose)
+    monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
+    monkeypatch.setattr(EdgeGeneration, "_take_in", slowly)
+    async with edge_and_cloud() as engine, asyncio.timeout(60):
+        result = await engine.generate(PROMPT, auto())
+    assert ids_of(result) == full_answer(PROMPT, 24)
+    assert result.plan.plain
 
 
 @pytest.mark.parametrize("dead_from", [1, 10])
