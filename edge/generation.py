@@ -215,7 +215,7 @@ class EdgeGeneration:
         draft = await self._judge(request)
         if self._steering is not None:
             self._steering.judged(unsure=not draft.accepted)
-        if self._plan.verified or not draft.accepted:
+        if self._plan.verified or self._plan.plain or not draft.accepted:
             draft = self._escalate(request, draft)
         self._took(new_positions, self._clock() - began)
         self._append(request, draft)

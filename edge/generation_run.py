@@ -226,6 +226,7 @@ class Generation:
         """The plan for what is known now."""
         manifest = self._engine.bundle.manifest
         arch = manifest.architecture
+        taken_in = 0 if self._state is None else self._state.positions
         choice = choose(
             self._engine.monitor.conditions(),
             manifest.operating_points,
@@ -234,8 +235,8 @@ class Generation:
             manifest.cut,
             arch.hidden_size,
             self._engine.last_plan,
-            prompt_tokens=len(self._request.prompt_ids),
-            answer_tokens=self._request.max_tokens,
+            prompt_tokens=max(0, len(self._request.prompt_ids) - taken_in),
+            answer_tokens=max(1, self._request.max_tokens - len(self._tokens)),
             shared_cores=self._engine.endpoint is not None
             and self._engine.endpoint.on_this_machine,
             least_gain=least_gain,

@@ -108,6 +108,31 @@ async def test_a_link_that_falls_silent_is_noticed_and_so_is_its_return(
         assert engine.monitor.alive
 
 
+async def test_all_that_is_said_in_a_plain_clouds_place_is_marked() -> None:
+    async with edge_engine("127.0.0.1:9") as engine:
+        engine.last_plan = PLAIN
+        result = await engine.generate(PROMPT, auto())
+        assert all(token.alone for token in result.tokens)
+
+
+async def test_on_the_way_a_plan_is_chosen_for_what_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left: list[tuple[int, int]] = []
+
+    def choose(*_: Any, prompt_tokens: int, answer_tokens: int, **__: Any) -> Choice:
+        left.append((prompt_tokens, answer_tokens))
+        return Choice(replace(PLAIN, burst=0, plain=False, window=4, threshold=1.0), "", None)
+
+    monkeypatch.setattr(generation_run, "choose", choose)
+    monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
+    async with edge_and_cloud() as engine:
+        await engine.generate(PROMPT, auto())
+    assert left[0] == (len(PROMPT), 24)
+    assert {prompt for prompt, _ in left[2:]} == {0}
+    assert left[-1][1] < 24
+
+
 async def test_where_the_cloud_decides_all_the_text_is_its_own() -> None:
     async with edge_and_cloud() as engine:
         engine.last_plan = PLAIN

@@ -159,7 +159,9 @@ async def test_a_plan_may_change_between_looking_ahead_and_bursts(
     """The text is then neither plan's, and each word of the cloud's is the full model's."""
     ahead = Plan(0.4, 4, 0, TOKENS, least_chance=0.0, lookahead=8)
     coming = cycle([ahead, ahead, ahead, replace(ahead, lookahead=0, burst=3)])
-    monkeypatch.setattr(edge.generation_run, "choose", lambda *_, **__: Choice(next(coming), "", None))
+    monkeypatch.setattr(
+        edge.generation_run, "choose", lambda *_, **__: Choice(next(coming), "", None)
+    )
     monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
