@@ -128,7 +128,7 @@ def test_a_file_that_holds_no_secret_is_refused_and_not_repeated(
         ({"threshold": "much"}, r"^--threshold: .*number"),
         ({"threshold": 0.5}, "no use for a threshold"),
         (CLOUD | {"threshold": 0.5, "target_agreement": 0.5}, "not both"),
-        ({"private": True}, "mode auto"),
+        (CLOUD | {"mode": "cloud-only", "private": True}, "private forbids"),
         ({"mode": "auto"}, "^--mode auto needs a cloud"),
         ({"cloud": "localhost"}, "HOST:PORT"),
         ({"cloud_ca": Path("ca")}, "^--cloud-ca is for a cloud"),

@@ -186,8 +186,8 @@ def test_every_contender_meets_the_same_noise() -> None:
 async def test_a_link_is_told_what_to_be_like_and_which_chance_to_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    put: list[tuple[str, bytes]] = []
-    monkeypatch.setattr(ShapedLink, "_put", lambda _, path, body: put.append((path, body)))
+    put: list[tuple[str, str, bytes]] = []
+    monkeypatch.setattr(ShapedLink, "_ask", lambda _, *asked: put.append(asked))
     spec = named("lossy-wifi").spec
     await ShapedLink("localhost:1", 0).become(spec, (1 << 64) - 1)
-    assert put == [("/link?seed=18446744073709551615", spec.model_dump_json().encode())]
+    assert put == [("PUT", "/link?seed=18446744073709551615", spec.model_dump_json().encode())]
