@@ -116,6 +116,7 @@ class EdgeService:
         self._queue_limit, self._waiting, self._active = queue_limit, 0, 0
         self._turns = asyncio.Semaphore(parallel)
         self._parallel = parallel
+        self._reloading = asyncio.Lock()
         self._kept = kept_conversations, kept_tokens
         self._draining = False
         self._controls = controls
@@ -270,26 +271,33 @@ class EdgeService:
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
         """
+        async with self._reloading:  # two would wait for each other's turns
+            await self._reload(folder or self._engine.bundle.folder)
+        self._notify()
+
+    async def _reload(self, path: Path) -> None:
         loop = asyncio.get_running_loop()
-        path = folder or self._engine.bundle.folder
         engine = self._load(await loop.run_in_executor(None, ModelBundle.load, path))
         try:
             await loop.run_in_executor(None, engine.load_model)
         except BaseException:
             engine.close()
             raise
-        for _ in range(self._parallel):  # after the answers that are being made
-            await self._turns.acquire()
+        turns = 0
         try:
+            for _ in range(self._parallel):  # after the answers that are being made
+                await self._turns.acquire()
+                turns += 1
             old, self._engine = self._engine, engine
             await self._lifetime.aclose()
             old.close()
             await self._connect()
         finally:
-            for _ in range(self._parallel):
+            for _ in range(turns):
                 self._turns.release()
+            if self._engine is not engine:
+                engine.close()
         _LOG.info("bundle loaded", extra={"fields": {"bundle": str(path)}})
-        self._notify()
 
     async def drain(self, seconds: float | None = None) -> bool:
         """Take no new answers and wait for those there are; whether all ended in time (seconds).
