@@ -113,7 +113,6 @@ async def daemon(
 def request_of(prompt: str, mode: str, *, stream: bool) -> dict[str, Any]:
     """The body of a request."""
     return {
-        "model": "any",
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": _TOKENS,
         "temperature": 0,

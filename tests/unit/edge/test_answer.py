@@ -17,7 +17,8 @@ def token(position: int, origin: str) -> GeneratedToken:
 def test_text_ends_before_the_first_stop_string(pieces: list[str], stops: list[str]) -> None:
     whole = "".join(pieces)
     ends = [at for stop in stops if (at := whole.find(stop)) >= 0]
-    held, shown, tokens = StopStrings(stops), "", []
+    held, shown = StopStrings(stops), ""
+    tokens: list[GeneratedToken] = []
     for position, text in enumerate(pieces):
         for piece in held.add(Piece(text, (token(position, "exit1"),))):
             shown += piece.text
