@@ -145,10 +145,10 @@ class StopStrings:
         if not self._stops:
             return self.flush()
         text = "".join(held.text for held in self._held)
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.matched = True
-            certain = self._take(min(found))
+            certain = self._take(min(found)[1])  # what is complete first, however it came in pieces
             self._held.clear()
             return certain
         return self._take(len(text) - self._beginning(text))
