@@ -36,6 +36,7 @@ explains the terms and what each aim does with them.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -197,5 +198,7 @@ class CostModel:
 
 
 def nearest_point(points: Sequence[OperatingPoint], threshold: float) -> OperatingPoint:
-    """The point whose threshold is closest."""
-    return min(points, key=lambda point: abs(point.threshold - threshold))
+    """The point whose threshold is closest, the lower of two; ``points`` by rising threshold."""
+    above = bisect_left(points, threshold, key=lambda point: point.threshold)
+    near = points[max(0, above - 1) : above + 1]
+    return min(near, key=lambda point: abs(point.threshold - threshold))

@@ -36,6 +36,10 @@ class ExitPolicy:
         if not 0.0 <= self.threshold <= 1.0:
             raise ConfigurationError(f"threshold {self.threshold} is not within [0, 1]")
 
+    def accepts(self, confidence: float) -> bool:
+        """Whether a calibrated ``confidence`` is enough."""
+        return confidence >= self.threshold
+
     def judge(
         self,
         info: ExitInfo,
@@ -58,7 +62,7 @@ class ExitPolicy:
             vocabulary_size=vocabulary_size,
         )
         confidence = calibrated(info.calibration, maximum_probability(logits))
-        return Judgement(choice, confidence, confidence >= self.threshold)
+        return Judgement(choice, confidence, self.accepts(confidence))
 
 
 def maximum_probability(logits: FloatArray) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edge.controller import Choice
-from edge.link_monitor import LinkMonitor
+from edge.link_monitor import Conditions, LinkMonitor
 from edge.plan import Plan
 from shared.clock import Clock
 from shared.errors import BudgetExceededError, CloudInternalError, CloudUnavailableError
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from shared.messages import Decision
 
 # the least that an answer is waited for, and how many times as long as answers take of late
-_PATIENCE_SECONDS = 2.0
+LEAST_PATIENCE_SECONDS = 2.0
 _PATIENCE_FACTOR = 6.0
-_CHOOSE_SECONDS = 0.25
+CHOOSE_SECONDS = 0.25  # from one choice of a plan to the next
 # an uplink that is slower counts as none
 _LEAST_BYTES_PER_SECOND = 60_000.0
 # the others say what only the user can mend: a token, a bundle, a version
@@ -67,7 +67,7 @@ class Steering:
 
     def plan(self) -> Plan:
         """How to go on, by what is known now."""
-        if self._clock() >= self._chosen_at + _CHOOSE_SECONDS:
+        if self._clock() >= self._chosen_at + CHOOSE_SECONDS:
             self._chosen_at = self._clock()
             self._plan = self._choose().plan
         return self._plan
@@ -109,11 +109,14 @@ class Steering:
         return None
 
     def _patience_seconds(self) -> float:
-        measured = self._monitor.conditions()
-        usual = (measured.rtt_seconds or 0.0) + (measured.cloud_pass_seconds or 0.0)
-        rate = max(_LEAST_BYTES_PER_SECOND, measured.up_bytes_per_second or 0.0)
-        travelling = self._cloud.backlog_bytes / rate
-        return max(_PATIENCE_SECONDS, _PATIENCE_FACTOR * usual) + 2 * travelling
+        return patience_seconds(self._monitor.conditions(), self._cloud.backlog_bytes)
+
+
+def patience_seconds(measured: Conditions, backlog_bytes: int) -> float:
+    """How long an answer is waited for behind ``backlog_bytes`` of context."""
+    usual = (measured.rtt_seconds or 0.0) + (measured.cloud_pass_seconds or 0.0)
+    rate = max(_LEAST_BYTES_PER_SECOND, measured.up_bytes_per_second or 0.0)
+    return max(LEAST_PATIENCE_SECONDS, _PATIENCE_FACTOR * usual) + 2 * backlog_bytes / rate
 
 
 class SessionObserver:

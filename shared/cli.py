@@ -33,6 +33,7 @@ _EXTRAS = {
     "cloud": ("grpc", "grpc_health", "grpc_reflection", "prometheus_client", "torch"),
     "ray": ("ray",),
     "prepare": ("gguf", "matplotlib", "onnx", "scipy"),
+    "simulator": ("simpy",),
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 

@@ -21,7 +21,7 @@ from edge.context_source import ContextCodec
 from edge.generation import Mode
 from edge.plan import Schedule
 from shared.errors import ConfigurationError
-from simulator import link_cli
+from simulator import fleet_cli, fleet_measure_cli, link_cli
 from simulator.bench import cli as bench_cli
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=_EVALUATE_EPILOG)(evaluate)
     bench_cli.register(app)
     link_cli.register(app)
+    fleet_cli.register(link_cli.app)
+    fleet_measure_cli.register(link_cli.app)
 
 
 def demo(

@@ -83,6 +83,8 @@ def test_help_names_every_command_and_shows_examples() -> None:
         "cloud serve",
         "cloud config",
         "cloud token",
+        "simulate capacity",
+        "simulate fleet",
         "simulate link",
         "bench",
     ):

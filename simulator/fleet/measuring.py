@@ -1,0 +1,283 @@
+"""This machine as profiles of the fleet simulator: an edge's times and a cloud's, all measured."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edge.engine import EdgeEngine
+from shared.clock import monotonic
+from shared.errors import ConfigurationError
+from shared.messages import ContextKind
+from shared.model_bundle import ModelBundle, Precision
+from simulator.bench.environment import Environment, look_around
+from simulator.fleet.measuring_cloud import (
+    FULL_CLOUD,
+    QUICK_CLOUD,
+    CloudEffort,
+    Overheads,
+    load_deep_model,
+    measure_exchanges,
+    measure_messages,
+    measure_passes,
+    with_messages,
+)
+from simulator.fleet.measuring_edge import QUICK_EDGE, EdgeEffort, EdgeTimes, measure_edge
+from simulator.fleet.measuring_fit import PassSample, fit_passes, worst_error
+from simulator.fleet.measuring_run import run_to_end
+from simulator.fleet.profiles import CloudProfile, DeviceProfile, PassModel, Power
+from simulator.local_cloud import LocalCloud
+
+_METRICS_URL = re.compile(r"^metrics on (\S+)$", re.MULTILINE)
+_PROCESSOR_SECONDS = re.compile(r"^process_cpu_seconds_total (\S+)$", re.MULTILINE)
+_SCRAPE_SECONDS = 10.0
+_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+# two of 64 cores of a server processor of 280 W, as much again for memory, board and supply
+_POWER = Power(
+    idle_watts=7.0,
+    active_watts=17.5,
+    source="assumed, not measured: a core's share of a 64-core server processor of 280 W is 4.4 W; "
+    "two cores, as much again for memory, board and supply, and 40% of it when idle",
+)
+_PRICE_PER_HOUR = 0.1026
+_PRICE_SOURCE = (
+    "list price of a cloud machine with two cores of an AMD EPYC (Amazon EC2 c7a.large, on demand, "
+    "us-east-1, 2024); a machine of one's own costs what it costs"
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure."""
+
+    edge: EdgeEffort
+    cloud: CloudEffort
+
+    @property
+    def steps(self) -> int:
+        """How often progress is told."""
+        return self.edge.steps + cloud_steps(self.cloud)
+
+
+FULL = Effort(EdgeEffort(), FULL_CLOUD)
+QUICK = Effort(QUICK_EDGE, QUICK_CLOUD)
+
+
+def cloud_steps(effort: CloudEffort) -> int:
+    """How often :func:`measure_cloud` tells of progress."""
+    return 2 * effort.steps + 1
+
+
+@dataclass(frozen=True)
+class CloudTimes:
+    """A cloud's passes from token ids and from hidden states, with the samples behind each, and
+    what a question takes besides."""
+
+    whole: PassModel
+    deep: PassModel
+    samples: dict[str, list[PassSample]]
+    overheads: Overheads
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Both profiles, and the measurements that they come from."""
+
+    device: DeviceProfile
+    cloud: CloudProfile
+    details: dict[str, Any]
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`ConfigurationError` for what is no profile's name."""
+    if not _NAME.match(name):
+        raise ConfigurationError(
+            f"{name!r} is no name for a profile: small letters, digits, dots, dashes"
+        )
+
+
+def measure_machine(
+    bundle: ModelBundle,
+    precision: Precision,
+    name: str,
+    effort: Effort,
+    advance: Callable[[str], None],
+    *,
+    threads: int | None = None,
+    cloud_threads: int | None = None,
+) -> Measured:
+    """Measure edge and cloud one after the other; ``advance`` is told what was measured.
+
+    Raises:
+        BundleError, ConfigurationError: the bundle has no such precision, no exits, no cloud half.
+    """
+    check_name(name)
+    environment = look_around(bundle)
+    engine = EdgeEngine(bundle, precision, threads=threads)
+    try:
+        edge = measure_edge(engine, effort.edge, lambda: advance("edge"))
+    finally:
+        engine.close()
+    cloud = run_to_end(
+        measure_cloud(bundle, effort.cloud, lambda: advance("cloud"), threads=cloud_threads)
+    )
+    return Measured(
+        device_profile(name, edge, cloud.overheads, environment, precision, threads),
+        cloud_profile(name, cloud, environment),
+        {
+            "environment": environment.as_record(),
+            "precision": precision,
+            "effort": asdict(effort.edge) | {"pass_rounds": effort.cloud.rounds},
+            "edge_level_seconds_by_context": edge.by_context,
+            "overheads": asdict(cloud.overheads),
+            "passes": {
+                kind: [asdict(sample) for sample in samples]
+                for kind, samples in cloud.samples.items()
+            },
+            "fits_without_messages": {
+                kind: fit_passes(samples).model_dump() for kind, samples in cloud.samples.items()
+            },
+            "worst_fit_error": {
+                kind: worst_error(fit_passes(samples), samples)
+                for kind, samples in cloud.samples.items()
+            },
+        },
+    )
+
+
+async def measure_cloud(
+    bundle: ModelBundle,
+    effort: CloudEffort,
+    advance: Callable[[], None],
+    *,
+    threads: int | None = None,
+) -> CloudTimes:
+    """Passes in this process, then questions to a cloud in a process of its own."""
+    model = await asyncio.to_thread(load_deep_model, bundle)
+    samples = {
+        name: await measure_passes(model, kind, effort, advance, threads=threads)
+        for name, kind in (("whole", ContextKind.TOKEN_IDS), ("deep", ContextKind.HIDDEN_STATES))
+    }
+    del model
+    whole, deep = fit_passes(samples["whole"]), fit_passes(samples["deep"])
+    with tempfile.TemporaryDirectory(prefix="tandem-cloud-") as folder:
+        log = Path(folder) / "log"
+        options = ["--metrics", ":0"]
+        async with LocalCloud(bundle.folder, threads=threads, log=log, options=options) as cloud:
+            exchange, edge_message = await measure_exchanges(
+                bundle, cloud.address, effort.questions, clock=monotonic
+            )
+            url = _METRICS_URL.search(log.read_text(encoding="utf-8"))
+            assert url is not None, "the cloud says where its metrics are"
+            cloud_message = await measure_messages(
+                bundle, cloud.address, 8 * effort.questions, partial(_processor_seconds, url[1])
+            )
+    # bursts, which most whole passes are of, take no question each
+    whole = with_messages(whole, cloud_message, rows=0, decisions=1)
+    deep = with_messages(deep, cloud_message, rows=1, decisions=2)
+    turnaround = max(0.0, exchange - _single_pass(whole) - 2 * edge_message)
+    overheads = Overheads(edge_message, turnaround, cloud_message)
+    advance()
+    return CloudTimes(whole, deep, samples, overheads, threads)
+
+
+def _processor_seconds(url: str) -> float:
+    with urllib.request.urlopen(url, timeout=_SCRAPE_SECONDS) as reply:  # noqa: S310  our own child
+        found = _PROCESSOR_SECONDS.search(reply.read().decode())
+    assert found is not None, "a process tells what it has used"
+    return float(found[1])
+
+
+def _single_pass(whole: PassModel) -> float:
+    return whole.base_seconds + whole.row_seconds + whole.session_seconds + whole.decision_seconds
+
+
+def device_profile(
+    name: str,
+    edge: EdgeTimes,
+    overheads: Overheads,
+    environment: Environment,
+    precision: Precision,
+    threads: int | None,
+) -> DeviceProfile:
+    """The edge's half."""
+    contexts = ", ".join(map(str, edge.by_context))
+    return DeviceProfile(
+        name=name,
+        source=f"measured by `tandem simulate fleet-profile` {_where(environment)}: "
+        f"{environment.bundle['name']}, {precision}, {_threads(threads)}; medians behind "
+        f"{contexts} positions",
+        measured=True,
+        segment_seconds=_rounded(edge.segments),
+        exit_seconds=_rounded(edge.exits),
+        pending_seconds=_rounded(edge.pending),
+        prefill_seconds=round(edge.prefill, 7),
+        step_seconds=round(edge.step, 7),
+        message_seconds=round(overheads.message, 7),
+        power=_POWER,
+    )
+
+
+def cloud_profile(name: str, cloud: CloudTimes, environment: Environment) -> CloudProfile:
+    """The cloud's half."""
+    return CloudProfile(
+        name=name,
+        source=f"measured by `tandem simulate fleet-profile` {_where(environment)}: "
+        f"{environment.bundle['name']}, float32, {_threads(cloud.threads)}",
+        measured=True,
+        whole=_shortened(cloud.whole),
+        deep=_shortened(cloud.deep),
+        turnaround_seconds=round(cloud.overheads.turnaround, 7),
+        power=_POWER,
+        price_per_hour=_PRICE_PER_HOUR,
+        price_source=_PRICE_SOURCE,
+    )
+
+
+def write_measured(measured: Measured, folder: Path) -> list[Path]:
+    """Write ``devices/NAME.json``, ``clouds/NAME.json`` and ``measurements/NAME.json``."""
+    name = measured.device.name
+    contents = {
+        "devices": measured.device.model_dump(mode="json"),
+        "clouds": measured.cloud.model_dump(mode="json"),
+        "measurements": measured.details,
+    }
+    paths = []
+    for kind, content in contents.items():
+        path = folder / kind / f"{name}.json"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+        paths.append(path)
+    return paths
+
+
+def _where(environment: Environment) -> str:
+    busy = f" at load {environment.load}" if environment.busy else ""
+    return f"on {environment.machine}, {environment.date}{busy}"
+
+
+def _threads(threads: int | None) -> str:
+    if threads is None:
+        return "all cores"
+    return f"{threads} thread{'' if threads == 1 else 's'}"
+
+
+def _rounded(seconds: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(value, 7) for value in seconds)
+
+
+def _shortened(model: PassModel) -> PassModel:
+    fields = model.model_dump().items()
+    return PassModel(**{k: round(v, 9) if isinstance(v, float) else v for k, v in fields})

@@ -1,0 +1,156 @@
+"""One edge, one cloud, no chance: what is simulated is what the arithmetic says."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge.context_source import ContextCodec
+from edge.cost_model import CostModel
+from edge.plan import Plan
+from shared.model_bundle import OperatingPoint
+from simulator.fleet.recordings import RecordedAnswer, Recording
+from simulator.fleet.simulation import FleetRun, run_fleet
+from tests.fleet_harness import CLOUD, DEVICE, invented_recording, make_config
+
+PROMPT = 20
+
+
+def recording(sure: list[bool], agrees: list[bool]) -> Recording:
+    """One answer: each position sure at the first exit, or at none."""
+    confidences = np.array([[0.9, 0.95] if s else [0.1, 0.2] for s in sure], np.float32)
+    both = np.array([[a, a] for a in agrees])
+    return Recording(invented_recording().model, (RecordedAnswer(PROMPT, confidences, both),))
+
+
+def run(tmp_path: Path, made: Recording, **edges: Any) -> FleetRun:
+    group = {"link": "loopback"} | edges
+    config = make_config(tmp_path, [group], duration_s=3000.0, workload={"think_s": 5.0})
+    return run_fleet(config, recording=made)
+
+
+def only(values: Any) -> float:
+    """The value that all answers share, to the nanosecond."""
+    assert len(values) > 10
+    assert max(values) - min(values) < 1e-9
+    return float(values[0])
+
+
+def draft_seconds(sure: list[bool]) -> list[float]:
+    """The edge's own time for each token, as DeviceProfile describes it."""
+    seconds, seen = [], 0
+    for index, is_sure in enumerate(sure):
+        positions = PROMPT + index
+        each = DEVICE.step_seconds + DEVICE.exit_seconds[0]
+        each += DEVICE.segment_seconds[0] if index else (PROMPT - 1) * DEVICE.pending_seconds[0]
+        if not is_sure:
+            each += DEVICE.segment_seconds[1] + DEVICE.exit_seconds[1]
+            each += (positions - seen - 1) * DEVICE.pending_seconds[1]
+            seen = positions
+        seconds.append(each)
+    return seconds
+
+
+def pass_seconds(rows: int, decisions: int = 1, *, deep: bool = True) -> float:
+    """A pass of one session, from hidden states or token ids."""
+    model = CLOUD.deep if deep else CLOUD.whole
+    return (
+        model.base_seconds
+        + model.row_seconds * rows
+        + model.session_seconds
+        + model.decision_seconds * decisions
+    )
+
+
+SURE = [True, True, False, True, False, False, True, True, True, False, True]
+RIGHT = [True, True, True, True, False, True, True, False, True, False, True]
+
+
+def test_standalone_is_the_sum_of_its_tokens(tmp_path: Path) -> None:
+    log = run(tmp_path, recording(SURE, RIGHT), policy="standalone").groups[0].log
+    prompt = PROMPT * DEVICE.prefill_seconds
+    assert only(log.seconds) == pytest.approx(prompt + sum(draft_seconds(SURE)))
+    assert only(log.first_seconds) == pytest.approx(prompt + draft_seconds(SURE)[0])
+    assert only(log.wrong) == RIGHT.count(False)
+    assert only(log.questions) == 0
+
+
+def test_blocking_waits_at_each_question(tmp_path: Path) -> None:
+    log = run(tmp_path, recording(SURE, RIGHT), policy="blocking").groups[0].log
+    asked = [index for index, sure in enumerate(SURE) if not sure]
+    positions = [0, *(PROMPT + index for index in asked)]
+    rows = [b - a for a, b in pairwise(positions)]
+    waits = sum(pass_seconds(count) + CLOUD.turnaround_seconds for count in rows)
+    own = PROMPT * DEVICE.prefill_seconds + sum(draft_seconds(SURE))
+    assert only(log.seconds) == pytest.approx(own + waits)
+    assert only(log.questions) == len(asked)
+    assert only(log.corrections) == sum(not RIGHT[index] for index in asked)
+    accepted_wrong = sum(s and not r for s, r in zip(SURE, RIGHT, strict=True))
+    assert only(log.wrong) == accepted_wrong
+    assert only(log.work_seconds) == pytest.approx(own)
+
+
+def test_blocking_over_a_link_adds_a_round_trip_a_question(tmp_path: Path) -> None:
+    made = recording(SURE, RIGHT)
+    near = run(tmp_path, made, policy="blocking").groups[0].log
+    far = run(tmp_path, made, policy="blocking", rtt_ms=10.0).groups[0].log
+    added = only(far.seconds) - only(near.seconds)
+    # opening the session goes beside taking in the prompt, and is over before
+    assert added == pytest.approx(0.010 * SURE.count(False))
+
+
+def test_plain_serving_is_a_round_trip_a_prompt_and_a_pass_a_token(tmp_path: Path) -> None:
+    log = run(tmp_path, recording(SURE, RIGHT), policy="cloud-only", rtt_ms=40.0).groups[0].log
+    turn, pause = CLOUD.turnaround_seconds, CLOUD.turnaround_seconds  # the lesser of it and a tenth
+    opening = 0.040 + turn
+    first = opening + 0.040 + pass_seconds(PROMPT, deep=False) + turn
+    assert only(log.first_seconds) == pytest.approx(first)
+    each = pass_seconds(1, deep=False) + pause
+    assert only(log.seconds) == pytest.approx(first + (len(SURE) - 1) * each)
+    assert only(log.wrong) == 0
+
+
+def test_optimistic_hides_answers_that_agree(tmp_path: Path) -> None:
+    right = [True] * len(SURE)
+    log = run(tmp_path, recording(SURE, right), policy="optimistic", window=16).groups[0].log
+    own = PROMPT * DEVICE.prefill_seconds + sum(draft_seconds(SURE))
+    assert only(log.seconds) >= own
+    blocking = run(tmp_path, recording(SURE, right), policy="blocking").groups[0].log
+    assert only(log.seconds) < only(blocking.seconds)
+    assert only(log.discarded) == 0
+    assert only(log.work_seconds) == pytest.approx(own)
+
+
+@pytest.mark.parametrize("rtt_ms", [20.0, 80.0])
+def test_blocking_is_what_the_cost_model_predicts(tmp_path: Path, rtt_ms: float) -> None:
+    length, every = 120, 4
+    sure = [index % every != every - 1 for index in range(length)]
+    right = [index % 8 != 3 for index in range(length)]
+    made = recording(sure, right)
+    log = run(tmp_path, made, policy="blocking", rtt_ms=rtt_ms).groups[0].log
+    own = sum(draft_seconds(sure)[1:]) / (length - 1)
+    question = pass_seconds(every) + CLOUD.turnaround_seconds
+    share = made.model.deep_share
+    point = OperatingPoint(threshold=0.8, agreement=1.0, escalation_rate=1 / every)
+    model = CostModel(
+        rtt=rtt_ms / 1e3,
+        edge=own,
+        cloud_pass=question / share,
+        cloud_token=question,
+        bytes_per_second=1e9,
+        guess_agreement=0.5,
+        unsure=1.0,
+        reference=point,
+        points=[point],
+        hidden_layer_share=share,
+        hidden_size=made.model.hidden_size,
+        prompt_tokens=PROMPT,
+        answer_tokens=length,
+        edge_prefill=DEVICE.prefill_seconds,
+    )
+    predicted = model.seconds(Plan(0.8, 0, codec=ContextCodec.FP16))
+    assert only(log.seconds) / length == pytest.approx(predicted, rel=0.05)
