@@ -41,6 +41,8 @@ _PROMPTS = (
 _MODES = ("standalone", "collaborative", "auto", "cloud-only")
 _TOKENS = 48
 _PHASES = 5
+# without a byte: behind five others, each of which may wait for a cloud that is gone
+_CLIENT_SECONDS = 600
 _GROWTH_BYTES, _GROWTH_FILES = 30 << 20, 8
 # what a client may meet while the link is down or too many wait; anything else is a fault
 _EXPECTED = {429, 503}
@@ -149,7 +151,7 @@ class Client:
     """Asks again and again, sometimes leaves in the middle."""
 
     def __init__(self, url: str, tally: Tally, references: dict[tuple[str, str], str]) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=120)
+        self._http = httpx.AsyncClient(base_url=url, timeout=_CLIENT_SECONDS)
         self._tally, self._references = tally, references
 
     async def run(self, dice: random.Random) -> None:
@@ -258,7 +260,7 @@ async def idle(url: str) -> None:
 async def references_of(url: str) -> dict[tuple[str, str], str]:
     """What each prompt is answered with, in the modes whose text is a function of the prompt."""
     found = {}
-    async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=_CLIENT_SECONDS) as http:
         for prompt in _PROMPTS:
             for mode in ("standalone", "collaborative", "cloud-only"):
                 body = request_of(prompt, mode, stream=False)
