@@ -4,7 +4,8 @@
 
 Real processes: cloud, shaped link, Mosquitto (where it is installed) and ``tandem edge serve``.
 Exits with 1 where a text was wrong, a stream had no proper end, an answer cannot be explained,
-or the daemon grew: memory or open files, idle at the end against idle after the first fifth.
+or the daemon grew: memory or open files, idle at the end against idle after the first fifth
+(what it is in between is printed as well).
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _PROMPTS = (
 )
 _MODES = ("standalone", "collaborative", "auto", "cloud-only")
 _TOKENS = 48
+_PHASES = 5
+# without a byte: behind five others, each of which may wait for a cloud that is gone
+_CLIENT_SECONDS = 600
 _GROWTH_BYTES, _GROWTH_FILES = 30 << 20, 8
 # what a client may meet while the link is down or too many wait; anything else is a fault
 _EXPECTED = {429, 503}
@@ -147,7 +151,7 @@ class Client:
     """Asks again and again, sometimes leaves in the middle."""
 
     def __init__(self, url: str, tally: Tally, references: dict[tuple[str, str], str]) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=120)
+        self._http = httpx.AsyncClient(base_url=url, timeout=_CLIENT_SECONDS)
         self._tally, self._references = tally, references
 
     async def run(self, dice: random.Random) -> None:
@@ -256,7 +260,7 @@ async def idle(url: str) -> None:
 async def references_of(url: str) -> dict[tuple[str, str], str]:
     """What each prompt is answered with, in the modes whose text is a function of the prompt."""
     found = {}
-    async with httpx.AsyncClient(base_url=url, timeout=120) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=_CLIENT_SECONDS) as http:
         for prompt in _PROMPTS:
             for mode in ("standalone", "collaborative", "cloud-only"):
                 body = request_of(prompt, mode, stream=False)
@@ -307,25 +311,30 @@ async def soak(minutes: float, clients: int, seed: int) -> Tally:
         url, process = await stack.enter_async_context(daemon(folder, link.address, broker))
         parts = {"cloud": cloud, "link": link, "broker": broker}
         parts["references"] = await references_of(url)
-        await phase(minutes * 60 / 5, clients, dice, url, parts, tally)
-        before = size_of(process)
-        await phase(minutes * 60 * 4 / 5, clients, dice, url, parts, tally)
-        after = size_of(process)
-        report(tally, before, after)
+        sizes = []
+        for _ in range(_PHASES):
+            await phase(minutes * 60 / _PHASES, clients, dice, url, parts, tally)
+            sizes.append(size_of(process))
+            print(f"idle: {in_words(sizes[-1:])}", flush=True)
+        report(tally, sizes)
         if process.returncode is not None:
             tally.fault(f"the daemon ended with {process.returncode}")
     return tally
 
 
-def report(tally: Tally, before: tuple[int, int], after: tuple[int, int]) -> None:
+def in_words(sizes: list[tuple[int, int]]) -> str:
+    """Memory and open files, one after another."""
+    memory = ", ".join(f"{size / 2**20:.0f}" for size, _ in sizes)
+    return f"memory {memory} MiB, files {', '.join(str(files) for _, files in sizes)}"
+
+
+def report(tally: Tally, sizes: list[tuple[int, int]]) -> None:
     """Print what happened; growth beyond the bounds is a fault."""
+    before, after = sizes[0], sizes[-1]
     console = Console(highlight=False)
     for name, count in sorted(tally.counts.items()):
         console.print(f"{count:6} {name}")
-    console.print(
-        f"memory {before[0] / 2**20:.0f} to {after[0] / 2**20:.0f} MiB, "
-        f"files {before[1]} to {after[1]}"
-    )
+    console.print(in_words(sizes))
     if after[0] > before[0] + _GROWTH_BYTES:
         tally.fault("memory grew")
     if after[1] > before[1] + _GROWTH_FILES:

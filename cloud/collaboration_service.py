@@ -144,16 +144,21 @@ class _Stream:
 
     async def fail(self, error: TandemError) -> None:
         """Say why in a message (where the edge takes one), then in gRPC's words, which wait behind
-        what was not read; raises, as ``abort`` does."""
+        what was not read; raises, as ``abort`` does, unless the connection ends before."""
         reply = error_reply(error)
         self._errors.labels(reply.code.name).inc()
         if not self._write_pending:
             with contextlib.suppress(_EdgeLeftError):
                 await self.send(CloudMessage(self.last_step, reply), _LAST_WORDS_SECONDS)
         status = next((s for kind, s in _STATUS if isinstance(error, kind)), None)
-        await self.context.abort(
-            status or grpc.StatusCode.INTERNAL, f"{reply.code.name}: {reply.message}"
-        )
+        try:
+            await self.context.abort(
+                status or grpc.StatusCode.INTERNAL, f"{reply.code.name}: {reply.message}"
+            )
+        except grpc.aio.AbortError:
+            raise
+        except grpc.aio.BaseError:
+            _LOG.debug("edge left", extra=about(reason="it did not wait for the error's status"))
 
 
 class CollaborationService:

@@ -2,9 +2,9 @@
 
 This is the "cloud context manager" of CE-CoLLM (arXiv 2411.02829), not Python's ``with``.  For each
 session it owns the context received so far (hidden states at the cut, or token ids), the KV cache
-built from it and the decisions made.  One byte budget covers the context and the caches of all
-sessions; they are counted as allocated.  (Decisions and one hidden row a session are not: some
-kilobytes.)  Who gives way where it does not suffice is :mod:`cloud.eviction`'s to say.
+built from it and the decisions made.  One byte budget covers all three of all sessions; they are
+counted as allocated.  (One hidden row a session is not: some kilobytes.)  Who gives way where it
+does not suffice is :mod:`cloud.eviction`'s to say.
 
 All methods run on the event loop and only compute; none of them waits.  Who finds no room may wait
 for it in ``room``.
@@ -81,7 +81,7 @@ class ContextStore:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of context and caches of all sessions, as allocated."""
+        """Bytes of context, decisions and caches of all sessions, as allocated."""
         return self._ledger.bytes
 
     def open(self, key: SessionKey, sampling: Sampling, kind: ContextKind) -> HeldSession:
@@ -101,7 +101,7 @@ class ContextStore:
                 raise InvalidMessageError("a session keeps the kind of context it began with")
             if session.sampling != sampling:  # the next answer of a conversation
                 session.sampling = sampling
-                session.decisions.clear()
+                session.decisions.cut(0)
             session.in_use = True
             self._changed()
             return session
@@ -178,14 +178,14 @@ class ContextStore:
         if stop <= session.confirmed:
             return
         if stop > session.held:  # before anything is changed: there may be no room
-            growth = session.context.bytes_for(stop) - session.context.nbytes
+            growth = session.kept_bytes_for(stop) - session.kept_bytes
             if growth:  # caches come of context, so it is not to take their room
                 cache = self._cache_of(session).bytes_for(stop)
                 self._make_room(session, growth, asked, max(0, cache - session.cache_bytes))
         if session.own:
             self._confirm(session, rows[session.confirmed - position :])
         if stop > session.held:
-            session.context.append(rows[session.held - position :])
+            session.append(rows[session.held - position :])
             self._ledger.update(session)
         self._changed()
 
@@ -248,8 +248,7 @@ class ContextStore:
             session.cache.length = min(session.cache.length, position)
         if session.final_state is not None and session.final_state[0] >= position:
             session.final_state = None
-        for decided in [p for p in session.decisions if p > position]:
-            del session.decisions[decided]
+        session.decisions.cut(position)
         self._changed()
 
     def quotas_changed(self) -> None:

@@ -30,7 +30,7 @@ class StoreLimits:
     """What the store may hold.
 
     Attributes:
-        budget_bytes: context and KV caches of all sessions together.
+        budget_bytes: context, decisions and KV caches of all sessions together.
         idle_seconds: how long a session without a stream is kept.
         hidden_dtype: how hidden states are kept; float16 halves them and rounds those that did not
             arrive as float16.  They are rounded before they are used, so a rebuilt cache is the
@@ -111,21 +111,21 @@ class Evictor:
         if quota is not None and firm(tenant) + needed > quota:
             if session.waiting_since is None:  # it is counted once
                 self._metrics.tenant(tenant).over_quota("bytes")
-            limit = f"the {allowed.budget_mb:g} MiB that tenant {tenant} may hold"
+            limit = f"the {_size(quota)} that tenant {tenant} may hold"
             if needed > quota:
                 raise BudgetExceededError(
-                    f"a session of {_mib(needed)} is beyond {limit}: shorten its context, or ask "
+                    f"a session of {_size(needed)} is beyond {limit}: shorten its context, or ask "
                     "the cloud's operator for a larger quota"
                 )
             raise _in_use(limit)
         if firm() + needed > budget:
             if needed > budget:
                 raise BudgetExceededError(
-                    f"a session of {_mib(needed)} is beyond the cloud's memory budget of "
-                    f"{_mib(budget)}: shorten its context, or raise --budget-mb on the cloud"
+                    f"a session of {_size(needed)} is beyond the cloud's memory budget of "
+                    f"{_size(budget)}: shorten its context, or raise --budget-mb on the cloud"
                 )
             raise NoRoomError(
-                f"the cloud's memory budget of {_mib(budget)} is used up by sessions in use: "
+                f"the cloud's memory budget of {_size(budget)} is used up by sessions in use: "
                 "try again later, or raise --budget-mb on the cloud"
             )
         keep = None if from_idle_only else session
@@ -206,5 +206,9 @@ def _in_use(limit: str) -> QuotaInUseError:
     )
 
 
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.4g} MiB"
+def _size(size: int) -> str:
+    """In the largest unit of which there is one."""
+    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.4g} {name}"
+    return "1 byte" if size == 1 else f"{size} bytes"

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from cloud.decisions import ENTRY_BYTES, Decisions
 from cloud.kv_cache import KvCache
 from shared.messages import ContextKind
-from shared.sampling import Choice, Sampling
+from shared.sampling import Sampling
 
 _SMALLEST = 64
 
@@ -50,19 +51,32 @@ class Rows:
         self.length = 0
 
     @property
+    def capacity(self) -> int:
+        """Rows that there is memory for."""
+        return len(self._data)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self._row_bytes
+
+    @property
     def nbytes(self) -> int:
         """Bytes allocated."""
         return self._data.nbytes
 
-    def bytes_for(self, length: int) -> int:
-        """Bytes allocated once ``length`` rows are held."""
-        return self._capacity_for(length) * self._row_bytes
+    def capacity_for(self, length: int) -> int:
+        """Rows that there is memory for once ``length`` are held."""
+        capacity = len(self._data) or _SMALLEST
+        while capacity < length:
+            capacity *= 2
+        return min(capacity, max(length, self._limit))
 
     def append(self, rows: npt.NDArray[Any]) -> None:
         """Add ``rows`` at the end."""
         stop = self.length + len(rows)
         if stop > len(self._data):
-            grown = np.empty((self._capacity_for(stop), *self._data.shape[1:]), self._data.dtype)
+            grown = np.empty((self.capacity_for(stop), *self._data.shape[1:]), self._data.dtype)
             grown[: self.length] = self._data[: self.length]
             self._data = grown
         self._data[self.length : stop] = rows
@@ -75,12 +89,6 @@ class Rows:
     def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
         return self._data[: self.length][rows]
 
-    def _capacity_for(self, length: int) -> int:
-        capacity = len(self._data) or _SMALLEST
-        while capacity < length:
-            capacity *= 2
-        return min(capacity, max(length, self._limit))
-
 
 @dataclass
 class HeldSession:
@@ -88,6 +96,7 @@ class HeldSession:
 
     Attributes:
         context: hidden states ``[n, hidden]`` or int32 token ids ``[n]``.
+        decisions: tokens for positions up to the context's end; room for them grows with it.
         working: its cache is in the batcher, or a question of it is unanswered.
         waiting_since: when (seconds) it first found no room, until it finds some.
         own: how many positions at its end are the cloud's own words, decoded ahead of the edge's.
@@ -110,7 +119,7 @@ class HeldSession:
     cache_bytes: int = 0
     counted_bytes: int = 0
     final_state: tuple[int, Tensor] | None = None
-    decisions: dict[int, Choice] = field(default_factory=dict)
+    decisions: Decisions = field(default_factory=Decisions)
     layer_positions: int = 0
     compute_seconds: float = 0.0
 
@@ -132,12 +141,26 @@ class HeldSession:
     @property
     def nbytes(self) -> int:
         """Bytes that count against the budget."""
-        return self.context.nbytes + self.cache_bytes
+        return self.kept_bytes + self.cache_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of context and decisions, which are not rebuilt from anything."""
+        return self.context.nbytes + self.decisions.nbytes
+
+    def kept_bytes_for(self, positions: int) -> int:
+        """Bytes of them once so many positions of context are held."""
+        return self.context.capacity_for(positions) * (self.context.row_bytes + ENTRY_BYTES)
 
     @property
     def firm_bytes(self) -> int:
         """Bytes that it keeps whoever else needs room, while it is in use."""
-        return self.nbytes if self.working else self.context.nbytes
+        return self.nbytes if self.working else self.kept_bytes
+
+    def append(self, rows: npt.NDArray[Any]) -> None:
+        """Add context, and room for what is decided from it."""
+        self.context.append(rows)
+        self.decisions.grow(self.context.capacity)
 
     def drop_cache(self) -> None:
         """Forget keys and values; they are rebuilt from the context."""
@@ -160,6 +183,7 @@ class HeldSession:
             assert allocated <= self.cache_bytes, "memory that is not counted"
             assert (cache.first_layer == 0) == (self.kind is ContextKind.TOKEN_IDS)
         assert 0 <= self.own <= self.held
+        assert self.decisions.capacity == self.context.capacity
         assert self.computed <= self.held, "keys and values of context that is not held"
         assert self.counted_bytes == self.nbytes, "bytes that the ledger does not know"
         assert self.final_state is None or self.final_state[0] < self.held

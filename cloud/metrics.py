@@ -50,7 +50,9 @@ class CloudMetrics:
 
         self._sessions = self._gauge("sessions", "Sessions held, idle ones included.", "tenant")
         self._streams = self._gauge("streams", "Sessions that have a stream.", "tenant")
-        self._held_bytes = self._gauge("held_bytes", "Bytes of context and KV caches.", "tenant")
+        self._held_bytes = self._gauge(
+            "held_bytes", "Bytes of context, decisions and KV caches.", "tenant"
+        )
         self._opened = self._counter("streams_opened", "Streams opened, resumed too.", "tenant")
         self._received = self._counter("received_bytes", "Message bytes from edges.", "tenant")
         self._sent = self._counter("sent_bytes", "Message bytes to edges.", "tenant")

@@ -41,7 +41,7 @@ class Quota(BaseModel):
 
     Attributes:
         sessions: held at most, idle ones included (those give way to new ones).
-        budget_mb: MiB of context and KV caches, idle ones included.
+        budget_mb: MiB of context, decisions and KV caches, idle ones included.
         escalations_per_second: questions in the long run; the tokens of a burst count as well.
         escalation_burst: questions at once after a pause.  A session may have as many in flight as
             the cloud gives credits.

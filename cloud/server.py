@@ -59,7 +59,7 @@ class CloudServer:
             await self._server.start()
             stack.push_async_callback(self._drain)
             await self._report(health_pb2.HealthCheckResponse.SERVING)
-            watching = asyncio.create_task(self._watch_batcher(), name="watch batcher")
+            watching = asyncio.create_task(self._watch_batcher(), name="batcher watch")
             stack.callback(watching.cancel)
             self.address = joined(settings.host, port)
             stack.enter_context(port_file(settings.port_file, self.address))

@@ -258,8 +258,8 @@ class SessionEngine:
     async def _answer(self, questions: Sequence[_Question]) -> None:
         """Decide together, answer one by one; nothing behind a correction is answered."""
         session = self._session
-        positions = {question.position for question in questions}
-        await self._decide(sorted(positions - session.decisions.keys()))
+        positions = sorted({question.position for question in questions})
+        await self._decide([p for p in positions if p not in session.decisions])
         for question in questions:
             choice = session.decisions[question.position]
             corrected = question.corrected_by(choice)

@@ -56,7 +56,7 @@ class CloudSettings(BaseModel):
     )
 
     budget_mb: float = setting(
-        4096.0, _LIMITS, "MiB for context and KV caches of all sessions.", gt=0
+        4096.0, _LIMITS, "MiB for context, decisions and KV caches of all sessions.", gt=0
     )
     max_sessions: int = setting(64, _LIMITS, "Sessions held at most.", ge=1)
     session_ttl: float = setting(

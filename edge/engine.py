@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from tokenizers import Tokenizer
 
+from edge.chat_encoding import ChatEncoder
 from edge.cloud_channel import Channels, CloudEndpoint
 from edge.conversations import Conversations
 from edge.exit_model import ExitModel
@@ -43,7 +44,8 @@ class EdgeEngine:
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="edge-model")
         self._precision = precision
         self._threads = threads
-        self._template = ChatTemplate(bundle.manifest.tokenizer.chat_template)
+        template = ChatTemplate(bundle.manifest.tokenizer.chat_template)
+        self._chat = ChatEncoder(self.tokenizer, template)
         self._model: ExitModel | None = None
         self.monitor = LinkMonitor(clock)
         self.last_plan: Plan | None = None  # of auto mode
@@ -69,8 +71,9 @@ class EdgeEngine:
         return self._model
 
     def encode_chat(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Token ids of a conversation, up to where the assistant's words begin."""
-        return tuple(self.tokenizer.encode(self._template.render(messages)).ids)
+        """Token ids of a conversation, up to where the assistant's words begin; text of messages
+        never becomes a special token."""
+        return self._chat.encode(messages)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of an answer's tokens, stop tokens left out."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _LEAST_SECONDS, _MOST_SECONDS = 1.0, 60.0  # between attempts to connect
 _STEADY_SECONDS = 10.0  # a connection that held so long was a good one
+_SUSPICIOUS = 3  # connections in a row that were taken and broke sooner
 _FAREWELL_SECONDS = 3.0
 _MOST_ACKNOWLEDGEMENTS = 64  # that wait for the broker; older ones are dropped
 
@@ -72,6 +73,7 @@ class MqttLink:
         self._answered = asyncio.Event()
         self._closing = asyncio.Event()
         self._connected = False
+        self._served = False  # by the last connection
         self._complaint = ""
 
     async def __aenter__(self) -> Self:
@@ -102,8 +104,9 @@ class MqttLink:
         settings = self._settings
         # with two daemons of one name the broker takes turns; the back-off keeps that slow
         identifier = f"{re.sub('/', '-', settings.prefix)}-{settings.edge_id}"
+        broken = 0
         while not self._closing.is_set():
-            began = self._clock()
+            began, self._served = self._clock(), False
             will = aiomqtt.Will(
                 settings.topic(settings.edge_id, "status"), self._status("offline"), 1, retain=True
             )
@@ -118,12 +121,20 @@ class MqttLink:
                 self._connected = False
             if self._clock() - began >= _STEADY_SECONDS:
                 self._backoff.reset()
+                broken = 0
+            elif self._served and not self._closing.is_set():
+                broken += 1
+                if broken == _SUSPICIOUS:  # not every broker says why
+                    _LOG.warning(
+                        f"the broker ended {broken} connections in a row soon after it took them: "
+                        f"is another daemon named {settings.edge_id}? Give each its own edge id"
+                    )
             await self._pause(self._backoff.next())
 
     async def _serve(self, client: aiomqtt.Client) -> None:
         """Tell and listen on one connection until it breaks or the link is closed."""
         await subscribe(client, self._topic("command"), as_published=True)
-        self._connected, self._complaint = True, ""
+        self._connected, self._served, self._complaint = True, True, ""
         _LOG.info("broker connected", extra={"fields": {"broker": self._settings.address}})
         try:
             async with asyncio.TaskGroup() as group:

@@ -180,6 +180,14 @@ class Edge:
             assert isinstance(body, Decision)
         return body, await self.status()
 
+    async def refusal(self) -> grpc.StatusCode:
+        """Connect and say nothing: how a call ends that is refused before it is read.
+
+        gRPC's client ends a call itself, with INTERNAL, where it writes in the moment in which the
+        server's status is on its way.
+        """
+        return await self.connect().status()
+
     async def status(self) -> grpc.StatusCode:
         async with asyncio.timeout(WAIT_SECONDS):
             return await self.call.code()

@@ -30,6 +30,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from cloud import collaboration_service, waiting_room
 from cloud.auth import add_token
 from cloud.collaboration_service import SERVICE_NAME
+from cloud.decisions import ENTRY_BYTES
 from cloud.eviction import StoreLimits
 from cloud.held_session import SessionKey
 from cloud.server import CloudServer
@@ -500,8 +501,8 @@ async def test_a_stream_that_opens_after_the_drain_began_is_refused() -> None:
 
 # ---- limits --------------------------------------------------------------------------------------
 
-# what one short session of token ids takes: 64 ids, and keys and values of 64 positions
-IDS_BYTES = 64 * 4
+# what one short session of token ids takes: 64 ids and decisions, keys and values of 64 positions
+IDS_BYTES = 64 * (4 + ENTRY_BYTES)
 CACHE_BYTES = 64 * ARCH.layers * 2 * ARCH.kv_size * 4
 
 
@@ -590,8 +591,7 @@ async def test_calls_without_a_valid_token_are_refused(tmp_path: Path, token: st
         edge(server, BUNDLE, token=token) as rude,
         bystander(server, BUNDLE, FULL, token=right),
     ):
-        await rude.connect().begin()
-        assert await rude.status() is grpc.StatusCode.UNAUTHENTICATED
+        assert await rude.refusal() is grpc.StatusCode.UNAUTHENTICATED
         assert len(server.store) == 1
 
 
@@ -675,8 +675,7 @@ def mtls(tmp_path: Path, authority: Authority, tls: dict[str, Path]) -> dict[str
 
 async def is_refused(rude: Edge) -> None:
     """The handshake fails, so the call never reaches the service."""
-    await rude.connect().begin()
-    assert await rude.status() is grpc.StatusCode.UNAVAILABLE
+    assert await rude.refusal() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_tls_serves_those_who_trust_its_authority(
@@ -695,8 +694,7 @@ async def test_tls_serves_those_who_trust_its_authority(
     ):
         await is_refused(distrusting)
         await is_refused(plain)
-        await nameless.connect().begin()
-        assert await nameless.status() is grpc.StatusCode.UNAUTHENTICATED
+        assert await nameless.refusal() is grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_mtls_serves_those_whom_its_authority_vouches_for(
@@ -741,8 +739,7 @@ async def test_mtls_with_tokens_asks_for_both_and_the_token_names_the_tenant(
     ):
         await is_refused(nobody)
         for refused in (nameless, wrong):
-            await refused.connect().begin()
-            assert await refused.status() is grpc.StatusCode.UNAUTHENTICATED
+            assert await refused.refusal() is grpc.StatusCode.UNAUTHENTICATED
         await right.open()
         assert SessionKey("alice", right.session_id) in server.store
         await right.close()

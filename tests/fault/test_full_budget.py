@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from cloud.decisions import ENTRY_BYTES
 from cloud.eviction import StoreLimits
 from edge.context_source import ContextCodec
 from edge.generation import Mode
@@ -22,8 +23,8 @@ from tests.cloud_process import MIB, CloudProcess
 from tests.edge_harness import PROMPTS, edge_and_cloud, edge_engine, ids_of, options_for
 
 ARCH = tiny_bundle().manifest.architecture
-# ids, and keys and values, of a session of 64 positions at most
-SESSION_BYTES = 64 * 4 + 64 * ARCH.layers * 2 * ARCH.kv_size * 4
+# ids, decisions, and keys and values, of a session of 64 positions at most
+SESSION_BYTES = 64 * (4 + ENTRY_BYTES) + 64 * ARCH.layers * 2 * ARCH.kv_size * 4
 TOKENS_A_TURN = 3
 
 

@@ -119,8 +119,7 @@ async def test_a_scrape_shows_what_sessions_did(tmp_path: Path) -> None:
         await rude.send(Context(0, PROMPT))
         await rude.send(Context(99, PROMPT))
         await rude.failure()
-        await nobody.connect().begin()
-        assert await nobody.status() is grpc.StatusCode.UNAUTHENTICATED
+        assert await nobody.refusal() is grpc.StatusCode.UNAUTHENTICATED
         await eventually(lambda: server.service.open_streams == 0)
         after = await Scrape.of(server)
 
@@ -181,8 +180,7 @@ async def test_logs_name_sessions_and_hold_no_prompt_and_no_token(
         edge(server, BUNDLE, token=token, session_id=b"\xab" * 16) as client,
         edge(server, BUNDLE, token="wrong-token") as stranger,
     ):
-        await stranger.connect().begin()
-        await stranger.status()
+        await stranger.refusal()
         await client.open()
         with failing(server.batcher.model, RuntimeError("broken"), rows=3):
             await client.send(Context(0, secret))
@@ -236,12 +234,16 @@ async def serving_tokens(path: Path, clock: ManualClock) -> AsyncIterator[CloudS
 
 
 async def is_let_in(server: CloudServer, token: str) -> bool:
+    refused = server.metrics.errors.labels(ErrorCode.UNAUTHENTICATED.name)._value
+    before = refused.get()
     async with edge(server, BUNDLE, token=token) as caller:
         await caller.connect().begin()
         try:
             await caller.expect(Opened)
-        except grpc.aio.AioRpcError:
-            return await caller.status() is not grpc.StatusCode.UNAUTHENTICATED
+        except grpc.aio.AioRpcError:  # of either side (Edge.refusal)
+            assert refused.get() == before + 1
+            return False
+        assert refused.get() == before
         return True
 
 
@@ -363,7 +365,7 @@ async def test_bytes_over_a_quota_are_refused(tmp_path: Path) -> None:
         await greedy.open()
         await greedy.send(Context(0, PROMPT))
         await greedy.send(Escalate(START))
-        assert "0.001 MiB that tenant alice" in await refusal(greedy)
+        assert "1.023 KiB that tenant alice" in await refusal(greedy)
 
 
 async def test_escalations_over_a_quota_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -229,3 +230,19 @@ async def test_what_cannot_work_is_said_before_it_starts(
 def test_options_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError):
         GenerationOptions(**({"mode": Mode.COLLABORATIVE} | changes))
+
+
+async def test_auto_explains_its_choices_in_one_line_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="tandem.edge")
+    async with edge_and_cloud() as engine:
+        for _ in range(2):
+            result = await engine.generate(PROMPTS[6], GenerationOptions(Mode.AUTO, max_tokens=24))
+    lines = [record.getMessage() for record in caplog.records if ": " in record.getMessage()]
+    explained = [line for line in lines if line.startswith("rtt ")]
+    assert explained
+    assert not any("\n" in line for line in explained)
+    assert "too little measured" in explained[0]
+    assert f": {result.plan} (" in explained[-1]
+    assert "a token" in explained[-1]

@@ -473,7 +473,7 @@ async def test_two_edges_of_one_name_are_told_of_each_other(
         link_of(service, broker.edge_settings()),
     ):
         async with asyncio.timeout(WAIT_SECONDS):
-            while "Session taken over" not in caplog.text:
+            while f"is another daemon named {EDGE}?" not in caplog.text:
                 await ears.hear("status", online)
         assert await text_of(service)
 

@@ -38,7 +38,7 @@ ARCH = Architecture(
     rope_theta=10_000.0,
     norm_epsilon=1e-5,
 )
-CUT, IDLE_SECONDS, MAX_SESSIONS, BUDGET = 1, 100.0, 4, 16_000
+CUT, IDLE_SECONDS, MAX_SESSIONS, BUDGET = 1, 100.0, 4, 19_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _sizes(self) -> dict[SessionKey, _Size]:
         return {
-            key: _Size(held.context.nbytes, held.cache_bytes, held.in_use, held.working)
+            key: _Size(held.kept_bytes, held.cache_bytes, held.in_use, held.working)
             for key, held in self.store._sessions.items()
         }
 
@@ -170,7 +170,8 @@ class StoreMachine(RuleBasedStateMachine):
             return
         cache.grow(session.held)
         cache.length = session.held
-        session.decisions[session.held] = Choice(0, 0.0)
+        if session.held:
+            session.decisions[session.held] = Choice(0, 0.0)
         self._check_order(before)
 
     @precondition(lambda self: self.open)
@@ -232,7 +233,7 @@ class StoreMachine(RuleBasedStateMachine):
             allocated = held.cache.data.nbytes if held.cache else 0
             assert allocated <= held.cache_bytes
             assert held.computed <= held.held
-            total += held.context.nbytes + held.cache_bytes
+            total += held.context.nbytes + held.decisions.nbytes + held.cache_bytes
         assert self.store.held_bytes == total <= BUDGET
         assert len(self.store) <= MAX_SESSIONS
 

@@ -26,7 +26,7 @@ from tests.property.test_context_store_properties import ARCH, CUT
 
 KIB = 2**-10  # of a MiB
 TENANTS = ("alice", "bob", "carol", "dave")
-LIMITS = StoreLimits(budget_bytes=24_000, max_sessions=6)
+LIMITS = StoreLimits(budget_bytes=28_000, max_sessions=6)
 QUOTAS = st.builds(
     Quota,
     sessions=st.none() | st.integers(1, 4),

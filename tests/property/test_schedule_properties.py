@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, replace
-from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -17,8 +16,6 @@ from hypothesis import strategies as st
 
 from cloud.server import CloudServer
 from edge.context_source import ContextCodec
-from edge.exit_model import ExitModel
-from edge.exit_policy import ExitPolicy
 from edge.generation import Mode
 from edge.generation_options import GenerationOptions
 from edge.generation_result import GenerationResult
@@ -26,14 +23,10 @@ from edge.plan import BURST_UNLIMITED
 from shared.sampling import Sampling
 from tests.cloud_harness import full_model, settings_for, tiny_bundle
 from tests.edge_harness import PROMPTS, BreakableLink, Reckless, edge_engine, full_answer, ids_of
+from tests.exit_decisions import exit_decision
 
 MAX_TOKENS = 20
 STOP = tiny_bundle().manifest.tokenizer.stop_token_ids
-
-
-@cache
-def edge_model() -> ExitModel:
-    return ExitModel(tiny_bundle(), "float32", threads=1)
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,6 @@ CASES = st.builds(
 
 def policy_says(case: Case) -> list[int]:
     """The text by its definition, every token from nothing but the text before it."""
-    model, bundle = edge_model(), tiny_bundle()
     text, burst_left = list(PROMPTS[case.prompt]), 0
     end = len(text) + MAX_TOKENS
     while len(text) < end and (len(text) == len(PROMPTS[case.prompt]) or text[-1] not in STOP):
@@ -111,22 +103,9 @@ def policy_says(case: Case) -> list[int]:
             burst_left = max(0, burst_left - 1)
             text.append(full)
             continue
-        state = model.open(len(text))
-        state.extend(text)
-        for index, info in enumerate(model.exits):
-            judgement = ExitPolicy(case.threshold).judge(
-                info,
-                state.read_exit(index),
-                model.vocabulary_ids(index),
-                bundle.manifest.architecture.vocabulary_size,
-                case.sampling,
-                len(text),
-            )
-            if judgement.accepted:
-                break
-        guess = judgement.choice.token_id
-        text.append(guess if judgement.accepted else full)
-        if not judgement.accepted and guess != full:
+        guess, accepted = exit_decision(text, case.threshold, case.sampling)
+        text.append(guess if accepted else full)
+        if not accepted and guess != full:
             burst_left = case.burst
     return text[len(PROMPTS[case.prompt]) :]
 

@@ -13,6 +13,7 @@ import torch
 
 from cloud.batcher import Batcher, Outcome, Work
 from cloud.deep_model import DeepModel
+from shared.errors import CloudInternalError
 from shared.sampling import GREEDY, Sampling
 from tests.cloud_harness import PROMPT, closed_gate, eventually, failing, full_model, tiny_bundle
 
@@ -166,6 +167,25 @@ async def test_the_end_of_the_batcher_cancels_what_waits() -> None:
         for task in (running, waiting):
             with pytest.raises(asyncio.CancelledError):
                 await task
+
+
+async def test_a_batcher_that_fails_leaves_nobody_waiting() -> None:
+    """What was in the pass, what waited for the next, and what comes later."""
+    async with Batcher(MODEL, threads=1) as batcher:
+        with closed_gate(MODEL) as gate:
+            first = asyncio.create_task(batcher.run(work()))
+            await gate.entered.wait()
+            second = asyncio.create_task(batcher.run(work()))
+            await eventually(lambda: len(batcher._queue) == 1)
+            batcher._metrics = None  # type: ignore[assignment]
+        for waiting in (first, second):
+            with pytest.raises(CloudInternalError):
+                await waiting
+        assert batcher.failed.is_set()
+        with pytest.raises(CloudInternalError):
+            await batcher.run(work())
+        with pytest.raises(RuntimeError):
+            batcher.check()
 
 
 async def test_sampled_tokens_do_not_depend_on_company() -> None:

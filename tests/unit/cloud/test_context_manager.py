@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cloud.context_manager import ContextStore
+from cloud.decisions import ENTRY_BYTES
 from cloud.eviction import StoreLimits
 from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
@@ -17,7 +18,7 @@ from shared.messages import ContextKind
 from shared.sampling import GREEDY, Choice, Sampling
 
 CUT = 2
-IDS_BYTES = 64 * 4  # of up to 64 positions
+IDS_BYTES = 64 * (4 + ENTRY_BYTES)  # of up to 64 positions, and of what is decided there
 CACHE_BYTES = 64 * ARCH.layers * 2 * ARCH.kv_size * 4
 
 
@@ -127,15 +128,62 @@ def test_what_cannot_fit_costs_nobody_anything() -> None:
     assert (box.store.held_bytes, idle.computed, session.cache) == (before, 6, None)
 
 
+def test_decisions_are_counted_and_go_with_their_session() -> None:
+    box = Fixture()
+    session = box.open(1)
+    box.store.append(session, 0, np.zeros(ARCH.max_positions, np.int32))
+    positions = range(1, ARCH.max_positions + 1)
+    session.decisions.update((position, Choice(1, 0.0)) for position in positions)
+    assert box.store.held_bytes == ARCH.max_positions * (4 + ENTRY_BYTES)
+    assert session.decisions.nbytes == ARCH.max_positions * ENTRY_BYTES
+    box.store.check()
+    box.store.truncate(session, 0)
+    assert box.store.held_bytes == ARCH.max_positions * (4 + ENTRY_BYTES)  # as allocated
+    box.store.drop(session)
+    assert (box.store.held_bytes, session.decisions.nbytes) == (0, 0)
+
+
+def test_the_check_finds_decisions_that_are_not_counted() -> None:
+    box = Fixture()
+    session = box.open(1)
+    box.store.append(session, 0, np.zeros(3, np.int32))
+    box.store.check()
+    session.decisions.grow(2 * session.decisions.capacity)
+    with pytest.raises(AssertionError):
+        box.store.check()
+
+
+def test_context_without_room_for_what_is_decided_from_it_is_refused() -> None:
+    box = Fixture(budget_bytes=64 * 4)  # for ids alone
+    with pytest.raises(BudgetExceededError, match="beyond the cloud's memory budget"):
+        box.store.append(box.open(1), 0, np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize(
+    ("budget", "named"),
+    [
+        (0, "of 0 bytes"),
+        (1, "of 1 byte:"),
+        (1000, "of 1000 bytes"),
+        (1536, "of 1.5 KiB"),
+    ],
+)
+def test_a_small_budget_is_told_in_a_unit_that_shows_it(budget: int, named: str) -> None:
+    box = Fixture(budget_bytes=budget)
+    session = box.open(1)
+    with pytest.raises(BudgetExceededError, match=named):
+        box.store.append(session, 0, np.zeros(ARCH.max_positions, np.int32))
+
+
 def test_another_sampling_forgets_what_was_decided_and_only_that() -> None:
     box = Fixture()
     session = box.idle(1)
     session.decisions[3] = Choice(1, 0.0)
     again = box.store.open(key(1), GREEDY, ContextKind.TOKEN_IDS)
-    assert (again.decisions, again.held, again.computed) == ({3: Choice(1, 0.0)}, 6, 6)
+    assert (dict(again.decisions), again.held, again.computed) == ({3: Choice(1, 0.0)}, 6, 6)
     box.store.release(again)
     again = box.store.open(key(1), Sampling(0.5), ContextKind.TOKEN_IDS)
-    assert (again.sampling, again.decisions) == (Sampling(0.5), {})
+    assert (again.sampling, dict(again.decisions)) == (Sampling(0.5), {})
     assert (again.held, again.computed) == (6, 6)
 
 

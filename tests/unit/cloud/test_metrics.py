@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cloud.context_manager import ContextStore
+from cloud.decisions import ENTRY_BYTES
 from cloud.eviction import StoreLimits
 from cloud.held_session import SessionKey
 from cloud.kv_cache import KvCache
@@ -55,12 +56,13 @@ def test_a_pass_is_counted_with_its_sessions_positions_and_waits() -> None:
 
 def test_the_store_tells_what_it_holds_evicts_and_forgets() -> None:
     metrics, clock = CloudMetrics(), ManualClock()
+    ids_bytes = 64 * (4 + ENTRY_BYTES)
     cache_bytes = 64 * ARCH.layers * 2 * ARCH.kv_size * 4
     store = ContextStore(
         ARCH,
         2,
         lambda first: KvCache(ARCH, first, torch.device("cpu"), torch.float32),
-        StoreLimits(budget_bytes=2 * 256 + cache_bytes, max_sessions=2, idle_seconds=10),
+        StoreLimits(budget_bytes=2 * ids_bytes + cache_bytes, max_sessions=2, idle_seconds=10),
         metrics=metrics,
         clock=clock,
     )
@@ -74,10 +76,10 @@ def test_the_store_tells_what_it_holds_evicts_and_forgets() -> None:
         clock.advance(1.0)
 
     idle("alice", 1)
-    assert value(metrics, "held_bytes", tenant="alice") == 256 + cache_bytes
+    assert value(metrics, "held_bytes", tenant="alice") == ids_bytes + cache_bytes
     idle("bob", 2)  # takes alice's cache
     assert value(metrics, "evictions_total", what="cache") == 1
-    assert value(metrics, "held_bytes", tenant="alice") == 256
+    assert value(metrics, "held_bytes", tenant="alice") == ids_bytes
     idle("bob", 3)  # takes alice's session, and its sister's cache
     assert value(metrics, "evictions_total", what="session") == 1
     assert value(metrics, "evictions_total", what="cache") == 2
@@ -87,7 +89,7 @@ def test_the_store_tells_what_it_holds_evicts_and_forgets() -> None:
     store.expire()
     assert value(metrics, "expirations_total") == 2
     assert value(metrics, "held_bytes", tenant="bob") == 0
-    assert value(metrics, "budget_bytes") == 2 * 256 + cache_bytes
+    assert value(metrics, "budget_bytes") == 2 * ids_bytes + cache_bytes
 
 
 async def test_an_address_that_is_taken_is_a_configuration_error() -> None:

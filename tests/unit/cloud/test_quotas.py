@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from cloud.context_manager import ContextStore
+from cloud.decisions import ENTRY_BYTES
 from cloud.eviction import StoreLimits
 from cloud.held_session import HeldSession, SessionKey
 from cloud.kv_cache import KvCache
@@ -27,7 +29,7 @@ from shared.errors import BudgetExceededError, ConfigurationError
 from shared.messages import ContextKind
 from shared.sampling import GREEDY
 
-IDS_BYTES = 64 * 4
+IDS_BYTES = 64 * (4 + ENTRY_BYTES)
 CACHE_BYTES = 64 * ARCH.layers * 2 * ARCH.kv_size * 4
 ONE = (IDS_BYTES + CACHE_BYTES) / 2**20  # MiB of a short session
 HALF = 0.5 * ONE
@@ -82,6 +84,9 @@ def test_a_tenant_may_be_without_a_limit_that_others_have(
         ("[tenants.alice]\nsessions = 0", "tenants.alice.sessions: .*greater"),
         ("[tenants.alice]\nbudget_mb = -1", "tenants.alice.budget_mb: .*greater"),
         ("[default]\nescalations_per_second = inf", "escalations_per_second: .*finite"),
+        ("[default]\nrows_per_second = 0", "rows_per_second.*: .*greater"),
+        ("[default]\nrows_per_second = 'many'", "rows_per_second"),
+        ("[default]\nrow_burst = 0", "default.row_burst: .*greater"),
         ("[default]\nsessions = 'many'", "default.sessions: .*integer"),
         ("tenants = 3", "tenants: .*dictionary"),
         ("[default", "cannot be parsed"),
@@ -179,6 +184,61 @@ def test_a_rate_that_changes_counts_from_then_on() -> None:
     assert asked_until_refused(rate) == 1000
 
 
+# ---- rows a second -------------------------------------------------------------------------------
+
+
+def rows_of(clock: ManualClock, **quota: Any) -> TenantRate:
+    quotas = Quotas(tenants={"alice": Quota(**quota)})
+    return TenantRates(quotas, CloudMetrics(), clock=clock).of("alice")
+
+
+def test_rows_beyond_the_rate_wait_for_it() -> None:
+    clock = ManualClock()
+    alice = rows_of(clock, rows_per_second=10, row_burst=20)
+    assert alice.seconds_to_rows() == 0.0
+    alice.add_rows(50)  # a message is taken whole, and paid for afterwards
+    assert alice.seconds_to_rows() == pytest.approx(3.1)
+    clock.advance(3.0)
+    assert alice.seconds_to_rows() == pytest.approx(0.1)
+    clock.advance(0.1)
+    assert alice.seconds_to_rows() == 0.0
+    clock.advance(3600)
+    alice.add_rows(20)  # no more than so many were saved up
+    assert alice.seconds_to_rows() == pytest.approx(0.1)
+
+
+def test_questions_are_not_held_up_by_rows_nor_rows_by_questions() -> None:
+    alice = rows_of(
+        ManualClock(),
+        escalations_per_second=1,
+        escalation_burst=2,
+        rows_per_second=1,
+        row_burst=4,
+    )
+    alice.add_rows(100)
+    assert asked_until_refused(alice) == 2
+    assert alice.seconds_to_rows() == 97.0
+
+
+@pytest.mark.parametrize(
+    ("quota", "rate"),
+    [
+        ({}, None),
+        ({"rows_per_second": "unlimited", "escalations_per_second": 2}, None),
+        ({"escalations_per_second": 2}, 512.0),
+        ({"rows_per_second": 7, "escalations_per_second": 2}, 7.0),
+    ],
+    ids=["no quota", "unlimited", "from the questions", "its own"],
+)
+def test_the_rate_of_rows_follows_that_of_questions_unless_it_is_told(
+    quota: dict[str, Any], rate: float | None
+) -> None:
+    assert Quota(**quota).row_rate == rate
+    alice = rows_of(ManualClock(), **quota)
+    alice.add_rows(1 << 20)
+    assert (alice.seconds_to_rows() > 0) is (rate is not None)
+
+
 # ---- sessions and bytes in the store -------------------------------------------------------------
 
 
@@ -248,7 +308,7 @@ def test_bytes_beyond_a_quota_are_refused_and_nobody_loses_any() -> None:
     box.fill(in_use[0])
     in_use[0].working = True
     held = box.store.held_bytes
-    with pytest.raises(BudgetExceededError, match="MiB that tenant alice may hold are in use"):
+    with pytest.raises(BudgetExceededError, match="KiB that tenant alice may hold are in use"):
         box.store.cache_for(in_use[1], 6)
     assert box.store.held_bytes == held
     assert others.computed == 6

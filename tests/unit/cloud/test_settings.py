@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cloud.quotas import Quota
 from cloud.settings import CloudSettings, load_settings
 from shared.errors import ConfigurationError
 
@@ -177,3 +178,15 @@ def test_metrics_stay_on_this_machine_unless_told(text: str, address: tuple[str,
 def test_every_setting_explains_itself() -> None:
     for name, field in ALL.items():
         assert field.description, name
+
+
+@pytest.mark.parametrize("name", [*CloudSettings.model_fields, *Quota.model_fields])
+def test_the_documentation_names_every_setting_and_every_quota(name: str) -> None:
+    docs = Path(__file__).parents[3] / "docs"
+    rows = [
+        line.split(" | ")[0]
+        for page in ("cloud.md", "ray.md")
+        for line in (docs / page).read_text("utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    assert any(f"`{name}`" in row for row in rows)
