@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import lru_cache
+from typing import NamedTuple
 
 from edge.context_source import ContextCodec
 from edge.cost_model import BYTES_PER_ELEMENT, MOST_WINDOW, CostModel, nearest_point
@@ -93,12 +95,44 @@ NO_WISHES = Wishes()
 
 @dataclass(frozen=True)
 class Choice:
-    """The plan, a line for the log, and predicted seconds per token (``None``: too little is
-    measured yet)."""
+    """The plan, and predicted seconds per token (``None``: too little is measured yet).
+
+    Attributes:
+        explain: makes the reason, which takes longer than a choice and is seldom read.
+    """
 
     plan: Plan
-    reason: str
+    explain: Callable[[], str]
     seconds_per_token: float | None
+
+    @property
+    def reason(self) -> str:
+        """A line for the log."""
+        return self.explain()
+
+
+class _Scored(NamedTuple):
+    """A plan's predicted seconds and cloud tokens per token, and what is to be least."""
+
+    plan: Plan
+    seconds: float
+    cloud_tokens: float
+    score: float
+
+
+class _Shape:
+    """Plans that differ in nothing but their window; each is made once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._made = {plan.window: plan}
+
+    def at(self, window: int) -> Plan:
+        """The one with this window."""
+        plan = self._made.get(window)
+        if plan is None:
+            plan = self._made[window] = replace(self.plan, window=window)
+        return plan
 
 
 def choose(
@@ -131,8 +165,8 @@ def choose(
     """
     assert 0 < cut < layers
     assert answer_tokens >= 1
-    shapes = _allowed_shapes(points, wishes)
-    kept = previous if previous and _is_allowed(previous, shapes, wishes) else None
+    shapes = _allowed_shapes(tuple(points), wishes)
+    kept = _kept(previous, shapes, wishes)
     model = _cost_model(
         conditions,
         points,
@@ -145,24 +179,36 @@ def choose(
         shared_cores=shared_cores,
     )
     if model is None:
-        plan = kept or _unmeasured_plan(shapes, wishes)
+        unmeasured = kept or _unmeasured_plan(shapes.values(), wishes)
         why = "too little measured" + (", kept as it is" if kept else "")
-        return Choice(plan, f"{_measured(conditions)}: {plan} ({why})", None)
+        return Choice(unmeasured, lambda: f"{_measured(conditions)}: {unmeasured} ({why})", None)
     plans = [
-        replace(shape, window=window)
-        for shape in shapes
-        for window in _windows(model, shape, wishes)
+        shape.at(window) for shape in shapes.values() for window in _windows(model, shape, wishes)
     ]
-    scores = _scores(model, [*plans, *([kept] if kept else [])], _price(wishes))
-    best = _best(model, plans, scores)
-    plan = best
-    if kept is not None and scores[best] >= scores[kept] * (1.0 - least_gain):
-        plan = kept
-    why = _compared(model, plan, best, scores, _price(wishes))
-    return Choice(plan, f"{_measured(conditions)}: {plan} ({why})", model.seconds(plan))
+    price = _price(wishes)
+    scored = _scored(model, plans, kept, price)
+    best = _best(model, scored[: len(plans)])
+    chosen = best
+    if kept is not None:
+        was = next(each for each in scored if each.plan is kept)
+        if best.score >= was.score * (1.0 - least_gain):
+            chosen = was
+    return Choice(
+        chosen.plan,
+        lambda: (
+            f"{_measured(conditions)}: {chosen.plan} ({_compared(chosen, best, scored, price)})"
+        ),
+        chosen.seconds,
+    )
 
 
-def _allowed_shapes(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Plan]:
+@lru_cache(maxsize=32)
+def _allowed_shapes(points: tuple[OperatingPoint, ...], wishes: Wishes) -> Mapping[Plan, _Shape]:
+    """By their plans with ``_ANY_WINDOW``."""
+    return {plan: _Shape(plan) for plan in _allowed_plans(points, wishes)}
+
+
+def _allowed_plans(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Plan]:
     """Every plan that the wishes allow, windows left open."""
     thresholds, verifiable = _thresholds(points, wishes)
     cheap = wishes.aim is Aim.COST and wishes.cloud_token_price is None
@@ -225,35 +271,41 @@ def _thresholds(points: Sequence[OperatingPoint], wishes: Wishes) -> tuple[list[
     return [point.threshold for point in points if point.threshold >= lowest], lowest
 
 
-def _is_allowed(plan: Plan, shapes: Sequence[Plan], wishes: Wishes) -> bool:
+def _kept(previous: Plan | None, shapes: Mapping[Plan, _Shape], wishes: Wishes) -> Plan | None:
+    """``previous``, as its shape has it, where it is still allowed."""
+    if previous is None:
+        return None
     least, most = 1, MOST_WINDOW
     if wishes.cloud_token_price is not None:
         least = 0
     elif wishes.aim is Aim.COST:
         least, most = 0, _MOST_COST_WINDOW
-    return least <= plan.window <= most and replace(plan, window=_ANY_WINDOW) in shapes
+    if not least <= previous.window <= most:
+        return None
+    shape = shapes.get(replace(previous, window=_ANY_WINDOW))
+    return None if shape is None else shape.at(previous.window)
 
 
-def _unmeasured_plan(shapes: Sequence[Plan], wishes: Wishes) -> Plan:
+def _unmeasured_plan(shapes: Iterable[_Shape], wishes: Wishes) -> Plan:
     """Token ids where they are allowed, else the codec for a thin link that costs little."""
     preferred = [ContextCodec.TOKENS, ContextCodec.INT8, *ContextCodec]
     shape = min(
-        (shape for shape in shapes if not shape.burst),
+        (shape for shape in shapes if not shape.plan.burst),
         key=lambda shape: (
-            shape.verified,
-            (wishes.aim is Aim.COST) and shape.codec is ContextCodec.TOKENS,
-            preferred.index(shape.codec),
-            shape.threshold,
-            shape.lookahead,
+            shape.plan.verified,
+            (wishes.aim is Aim.COST) and shape.plan.codec is ContextCodec.TOKENS,
+            preferred.index(shape.plan.codec),
+            shape.plan.threshold,
+            shape.plan.lookahead,
         ),
     )
-    return replace(shape, window=_UNMEASURED_WINDOW[wishes.aim])
+    return shape.at(_UNMEASURED_WINDOW[wishes.aim])
 
 
-def _windows(model: CostModel, shape: Plan, wishes: Wishes) -> Iterable[int]:
-    if shape.plain:
+def _windows(model: CostModel, shape: _Shape, wishes: Wishes) -> Iterable[int]:
+    if shape.plan.plain:
         return (_ANY_WINDOW,)
-    used = model.window(shape)
+    used = model.window(shape.plan)
     if wishes.aim is Aim.QUALITY:
         return (min(MOST_WINDOW, max(_UNMEASURED_WINDOW[Aim.QUALITY], 2 * used)),)
     if wishes.cloud_token_price is not None:
@@ -267,22 +319,38 @@ def _price(wishes: Wishes) -> float:
     return COST_PRICE if wishes.aim is Aim.COST else 0.0
 
 
-def _scores(model: CostModel, plans: Sequence[Plan], price: float) -> dict[Plan, float]:
-    """Seconds per token, and the price of what the cloud does beyond the least of ``plans``."""
-    work = {plan: model.cloud_tokens(plan) for plan in plans}
-    least = min(work.values())
-    return {plan: model.seconds(plan) + price * (work[plan] - least) for plan in plans}
+def _scored(
+    model: CostModel, plans: Sequence[Plan], kept: Plan | None, price: float
+) -> list[_Scored]:
+    """``plans``, and behind them ``kept`` where it is none of them.
+
+    The score is seconds per token, and the price of what the cloud does beyond the least of all.
+    """
+    compared = plans
+    if kept is not None and all(plan is not kept for plan in plans):
+        compared = [*plans, kept]
+    if not price:
+        return [
+            _Scored(plan, seconds, 0.0, seconds)
+            for plan, seconds in zip(compared, map(model.seconds, compared), strict=True)
+        ]
+    work = [model.cloud_tokens(plan) for plan in compared]
+    least = min(work)
+    return [
+        _Scored(plan, seconds, tokens, seconds + price * (tokens - least))
+        for plan, seconds, tokens in zip(compared, map(model.seconds, compared), work, strict=True)
+    ]
 
 
-def _best(model: CostModel, plans: Sequence[Plan], scores: dict[Plan, float]) -> Plan:
+def _best(model: CostModel, scored: Sequence[_Scored]) -> _Scored:
     """The least score; among ties what agrees best, then what travels most exactly."""
-    limit = min(scores[plan] for plan in plans) * (1.0 + TIE)
+    limit = min(each.score for each in scored) * (1.0 + TIE)
     return max(
-        (plan for plan in plans if scores[plan] <= limit),
-        key=lambda plan: (
-            model.agreement(plan),
-            _FROM_LOSSY_TO_EXACT.index(plan.codec),
-            -scores[plan],
+        (each for each in scored if each.score <= limit),
+        key=lambda each: (
+            model.agreement(each.plan),
+            _FROM_LOSSY_TO_EXACT.index(each.plan.codec),
+            -each.score,
         ),
     )
 
@@ -339,21 +407,20 @@ def _times_unsure(conditions: Conditions, reference: OperatingPoint) -> float:
     return here / reference.escalation_rate
 
 
-def _compared(
-    model: CostModel, plan: Plan, best: Plan, scores: dict[Plan, float], price: float
-) -> str:
-    def figures(plan: Plan) -> str:
-        work = f" and {model.cloud_tokens(plan):.2f} cloud tokens" if price else ""
-        return _ms(model.seconds(plan)) + work
+def _compared(chosen: _Scored, best: _Scored, scored: Sequence[_Scored], price: float) -> str:
+    def figures(each: _Scored) -> str:
+        work = f" and {each.cloud_tokens:.2f} cloud tokens" if price else ""
+        return _ms(each.seconds) + work
 
-    words = [f"{figures(plan)} a token"]
-    if plan != best:
-        gain = 1.0 - scores[best] / scores[plan]
-        words.append(f"kept: {best} would gain {max(0.0, gain):.0%}")
-    others = [other for other in scores if other.kind not in {plan.kind, best.kind}]
+    words = [f"{figures(chosen)} a token"]
+    if chosen != best:
+        gain = 1.0 - best.score / chosen.score
+        words.append(f"kept: {best.plan} would gain {max(0.0, gain):.0%}")
+    named = {chosen.plan.kind, best.plan.kind}
+    others = [other for other in scored if other.plan.kind not in named]
     if others:
-        other = min(others, key=scores.__getitem__)
-        words.append(f"next best {other.kind} {figures(other)}")
+        other = min(others, key=lambda other: other.score)
+        words.append(f"next best {other.plan.kind} {figures(other)}")
     return "; ".join(words)
 
 

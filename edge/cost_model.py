@@ -38,7 +38,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from edge.context_source import ContextCodec
 from edge.plan import Plan
@@ -56,10 +57,29 @@ BYTES_PER_ELEMENT = {
 }
 
 
+class _Way(NamedTuple):
+    """What asking takes with one codec: ``u``, ``R + c``, ``s``, and the share of layers run."""
+
+    upload: float
+    wait: float
+    pace: float
+    layer_share: float
+
+
+class _Drafts(NamedTuple):
+    """What becomes of drafts at one threshold, verified or not: ``q``, ``r`` and ``d``."""
+
+    asked: float
+    wrong: float
+    accepted_wrong: float
+
+
 @dataclass(frozen=True)
 class CostModel:
     """The formulas of this module.  ``reference`` is where ``guess_agreement`` was measured, and
-    ``unsure``: how many times as many tokens are unsure here as the table says."""
+    ``unsure``: how many times as many tokens are unsure here as the table says.
+
+    What a codec and a threshold bring is worked out once for all plans that share it."""
 
     rtt: float
     edge: float
@@ -76,105 +96,112 @@ class CostModel:
     answer_tokens: int
     edge_prefill: float = 0.0
     shared_cores: bool = False
+    _ways: dict[ContextCodec, _Way] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _made: dict[tuple[float, bool], _Drafts] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def seconds(self, plan: Plan) -> float:
         """Predicted seconds per token of an answer."""
-        prompt = self.prompt_tokens * self._upload(plan.codec) / self.answer_tokens
+        way, tokens = self._way(plan.codec), self.answer_tokens
+        prompt = self.prompt_tokens * way.upload / tokens
         if plan.plain:
-            return prompt + self.cloud_token + self._wait(plan) / self.answer_tokens
-        prompt += self.prompt_tokens * self.edge_prefill / self.answer_tokens
+            return prompt + self.cloud_token + way.wait / tokens
+        prompt += self.prompt_tokens * self.edge_prefill / tokens
         if plan.lookahead:
-            return prompt + self._ahead(plan)
-        asked, wrong = self._asked(plan), self._wrong(plan)
-        wait, pace = self._wait(plan), self._pace(plan)
+            return prompt + self._ahead(plan, way)
+        drafts = self._drafts(plan)
+        asked, wrong = drafts.asked, drafts.wrong
         if not plan.window:
-            step, correction = pace + (asked - wrong) * wait, wait
+            step, correction = way.pace + (asked - wrong) * way.wait, way.wait
         else:
-            stall = self._stall(asked, wrong, wait, pace, plan.window)
-            step, correction = pace + stall, wait + self.edge / 2
+            stall = _stall(asked, wrong, way.wait, way.pace, plan.window)
+            step, correction = way.pace + stall, way.wait + self.edge / 2
             if self.shared_cores:
-                work = self.cloud_pass * self._while_drafting(plan)
-                step, correction = pace + max(work, stall), self.rtt + self.edge / 2
+                work = self.cloud_pass * _while_drafting(plan, way, drafts)
+                step, correction = way.pace + max(work, stall), self.rtt + self.edge / 2
         if not plan.burst:
             return prompt + step + wrong * correction
         drafted, corrected = self._until_correction(wrong)
-        alone = self.answer_tokens - drafted
+        alone = tokens - drafted
         total = drafted * step + corrected * correction + alone * self.cloud_token
-        return prompt + total / self.answer_tokens
+        return prompt + total / tokens
 
     def cloud_tokens(self, plan: Plan) -> float:
         """Tokens that the cloud decides, in vain or not, per token of an answer; one decided from
         hidden states counts as the share of layers that the cloud runs."""
         if plan.lookahead or plan.plain:
             return 1.0
-        drafting = self._while_drafting(plan)
+        drafts = self._drafts(plan)
+        drafting = _while_drafting(plan, self._way(plan.codec), drafts)
         if not plan.burst:
             return drafting
-        drafted, _ = self._until_correction(self._wrong(plan))
+        drafted, _ = self._until_correction(drafts.wrong)
         return (drafted * drafting + self.answer_tokens - drafted) / self.answer_tokens
-
-    def _while_drafting(self, plan: Plan) -> float:
-        """Tokens that the cloud decides for each that the edge drafts, counted so."""
-        asked, wrong = self._asked(plan), self._wrong(plan)
-        behind = self._wait(plan) * asked / self._pace(plan)  # asked while a wrong one is out
-        in_vain = min(max(0, plan.window - 1), behind)
-        return self._layer_share(plan.codec) * (asked + wrong * in_vain)
 
     def agreement(self, plan: Plan) -> float:
         """Expected share of tokens that equal the full model's (a lossy codec left out)."""
         if plan.verified or plan.plain:
             return 1.0
-        accepted_wrong = 1.0 - self._point(plan).agreement
+        drafts = self._drafts(plan)
+        accepted_wrong = drafts.accepted_wrong
         if plan.burst:
-            drafted, _ = self._until_correction(self._wrong(plan))
+            drafted, _ = self._until_correction(drafts.wrong)
             accepted_wrong *= drafted / self.answer_tokens
         return 1.0 - accepted_wrong
 
     def window(self, plan: Plan) -> int:
         """Questions that are asked while one is out: more would not be used."""
-        behind = self._wait(plan) * self._asked(plan) / self._pace(plan)
+        way = self._way(plan.codec)
+        behind = way.wait * self._drafts(plan).asked / way.pace
         return max(1, min(MOST_WINDOW, math.ceil(behind)))
 
-    def _point(self, plan: Plan) -> OperatingPoint:
-        return nearest_point(self.points, plan.threshold)
+    def _way(self, codec: ContextCodec) -> _Way:
+        way = self._ways.get(codec)
+        if way is None:
+            way = self._ways[codec] = self._find_way(codec)
+        return way
 
-    def _asked(self, plan: Plan) -> float:
-        return 1.0 if plan.verified else self._unsure(self._point(plan))
+    def _find_way(self, codec: ContextCodec) -> _Way:
+        if codec is ContextCodec.TOKENS:
+            size, layer_share = float(_TOKEN_ID_BYTES), 1.0
+        else:
+            size = BYTES_PER_ELEMENT[codec] * self.hidden_size
+            layer_share = self.hidden_layer_share
+        upload = (size + _FRAMING_BYTES) / self.bytes_per_second
+        wait = self.rtt + self.cloud_pass * layer_share
+        return _Way(upload, wait, max(self.edge, upload, 1e-6), layer_share)
+
+    def _drafts(self, plan: Plan) -> _Drafts:
+        key = plan.threshold, plan.verified
+        drafts = self._made.get(key)
+        if drafts is None:
+            drafts = self._made[key] = self._find_drafts(*key)
+        return drafts
+
+    def _find_drafts(self, threshold: float, verified: bool) -> _Drafts:
+        """``r`` goes by what accepting more or less than at the reference adds to the agreement,
+        held against what the reference's share of right guesses would give: guesses are better
+        where more tokens count as unsure."""
+        point, there = nearest_point(self.points, threshold), self.reference
+        unsure, accepted_wrong = self._unsure(point), 1.0 - point.agreement
+        by_share = unsure * (1.0 - self.guess_agreement)
+        at_reference = self._unsure(there) * (1.0 - self.guess_agreement)
+        by_agreement = at_reference + point.agreement - there.agreement
+        pick = max if point.threshold < there.threshold else min
+        unsure_wrong = min(unsure, max(0.0, pick(by_share, by_agreement)))
+        if verified:
+            return _Drafts(1.0, min(1.0, unsure_wrong + accepted_wrong), 0.0)
+        return _Drafts(unsure, unsure_wrong, accepted_wrong)
 
     def _unsure(self, point: OperatingPoint) -> float:
         return min(1.0, point.escalation_rate * self.unsure)
 
-    def _wrong(self, plan: Plan) -> float:
-        """``r``: by what accepting more or less than at the reference adds to the agreement, held
-        against what the reference's share of right guesses would give: guesses are better where
-        more tokens count as unsure."""
-        point, there = self._point(plan), self.reference
-        by_share = self._unsure(point) * (1.0 - self.guess_agreement)
-        at_reference = self._unsure(there) * (1.0 - self.guess_agreement)
-        by_agreement = at_reference + point.agreement - there.agreement
-        pick = max if point.threshold < there.threshold else min
-        unsure_wrong = min(self._unsure(point), max(0.0, pick(by_share, by_agreement)))
-        return min(1.0, unsure_wrong + (1.0 - point.agreement) * plan.verified)
-
-    def _wait(self, plan: Plan) -> float:
-        return self.rtt + self.cloud_pass * self._layer_share(plan.codec)
-
-    def _pace(self, plan: Plan) -> float:
-        return max(self.edge, self._upload(plan.codec), 1e-6)
-
-    def _layer_share(self, codec: ContextCodec) -> float:
-        return 1.0 if codec is ContextCodec.TOKENS else self.hidden_layer_share
-
-    def _upload(self, codec: ContextCodec) -> float:
-        if codec is ContextCodec.TOKENS:
-            size = float(_TOKEN_ID_BYTES)
-        else:
-            size = BYTES_PER_ELEMENT[codec] * self.hidden_size
-        return (size + _FRAMING_BYTES) / self.bytes_per_second
-
-    def _ahead(self, plan: Plan) -> float:
+    def _ahead(self, plan: Plan, way: _Way) -> float:
         overruled = 1.0 - self.agreement(plan)
-        return self._pace(plan) + self.cloud_token + overruled * self._wait(plan)
+        return way.pace + self.cloud_token + overruled * way.wait
 
     def _until_correction(self, wrong: float) -> tuple[float, float]:
         """Tokens drafted up to and with the first correction, and the chance that there is one."""
@@ -185,16 +212,23 @@ class CostModel:
         corrected = -math.expm1(self.answer_tokens * math.log1p(-wrong))
         return corrected / wrong, corrected
 
-    @staticmethod
-    def _stall(asked: float, wrong: float, wait: float, pace: float, window: int) -> float:
-        """Per token, waiting for an answer that is right because the window is full."""
-        if asked <= 0.0 or wrong >= asked:
-            return 0.0
-        each = max(0.0, wait - window * pace / asked)
-        if wrong <= 0.0:
-            return asked / window * each
-        filled = window * math.log1p(-wrong / asked)  # log z
-        return wrong * math.exp(filled) / -math.expm1(filled) * each
+
+def _while_drafting(plan: Plan, way: _Way, drafts: _Drafts) -> float:
+    """Tokens that the cloud decides for each that the edge drafts, counted so."""
+    behind = way.wait * drafts.asked / way.pace  # asked while a wrong one is out
+    in_vain = min(max(0, plan.window - 1), behind)
+    return way.layer_share * (drafts.asked + drafts.wrong * in_vain)
+
+
+def _stall(asked: float, wrong: float, wait: float, pace: float, window: int) -> float:
+    """Per token, waiting for an answer that is right because the window is full."""
+    if asked <= 0.0 or wrong >= asked:
+        return 0.0
+    each = max(0.0, wait - window * pace / asked)
+    if wrong <= 0.0:
+        return asked / window * each
+    filled = window * math.log1p(-wrong / asked)  # log z
+    return wrong * math.exp(filled) / -math.expm1(filled) * each
 
 
 def nearest_point(points: Sequence[OperatingPoint], threshold: float) -> OperatingPoint:

@@ -117,7 +117,11 @@ def fleet_profile(
             f"{1e3 * model.decision_seconds:.2f} a decision (r² {model.r_squared:.3f})",
             markup=False,
         )
-    shown.print(f"cloud, besides: {1e3 * cloud.turnaround_seconds:.2f} ms a question", markup=False)
+    shown.print(
+        f"cloud, besides: {1e3 * cloud.message_seconds:.2f} ms a message, "
+        f"{1e3 * cloud.turnaround_seconds:.2f} a question",
+        markup=False,
+    )
 
 
 def fleet_record(

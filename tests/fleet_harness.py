@@ -40,6 +40,7 @@ CLOUD = CloudProfile(
     measured=False,
     whole=PASSES,
     deep=PASSES.scaled(0.5, 0.5),
+    message_seconds=0.0004,
     turnaround_seconds=0.001,
     power=POWER,
     price_per_hour=0.1,

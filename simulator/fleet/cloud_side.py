@@ -57,9 +57,12 @@ class Question:
         lookahead: positions beyond the edge's text that may be decided ahead.
         line: counts the times that the edge went on from another token than the cloud's; from
             ``cut`` on, what the cloud said ahead is then about another text.
+        messages: that it comes in: itself, and the context since the one before.
     """
 
-    __slots__ = ("agreed", "burst", "cut", "epoch", "guessed", "line", "lookahead", "position")
+    __slots__ = (
+        "agreed", "burst", "cut", "epoch", "guessed", "line", "lookahead", "messages", "position",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -71,11 +74,13 @@ class Question:
         lookahead: int = 0,
         line: int = 0,
         cut: int = 0,
+        messages: int = 2,
     ) -> None:
         self.position, self.epoch = position, epoch
         self.agreed, self.guessed = agreed, guessed
         self.burst, self.lookahead = burst, lookahead
         self.line, self.cut = line, cut
+        self.messages = messages
 
 
 class CloudSide:
@@ -121,6 +126,7 @@ class CloudSide:
         """A question arrives now; one from before a correction is about a text that is no more."""
         if self.closed or question.epoch < self.epoch:
             return
+        self.replica.receive(question.messages)
         if question.epoch > self.epoch:  # the edge has gone back by what was said ahead
             self.epoch = question.epoch
             self.pending.clear()
@@ -140,7 +146,10 @@ class CloudSide:
         """The edge's text is known up to a position; decoding ahead may go on."""
         position = event.value
         assert isinstance(position, int)
-        if position > self.confirmed and not self.closed:
+        if self.closed:
+            return
+        self.replica.receive(1)
+        if position > self.confirmed:
             self.confirmed = position
             if self.doing is Doing.NOTHING:
                 self._look_ahead(self.replica.env.now)
@@ -219,7 +228,7 @@ class CloudSide:
                 self.burst_left = min(question.burst, self.end - position - 1)
                 self.doing = Doing.BURST
                 self._queue(1, 1, now, urgent=True)
-        reply_at = now + self.replica.turnaround
+        reply_at = self.replica.send()
         self.edge.reply(self, position, question.agreed, reply_at, reply_at - asked)
 
     def go_through(self, passes: int, queued_at: float) -> None:
@@ -238,7 +247,7 @@ class CloudSide:
         if self.burst_left:
             self.doing = Doing.BURST
             self._queue(1, 1, now, urgent=True)
-        self.edge.burst_token(self, self.computed, now + self.replica.turnaround, took)
+        self.edge.burst_token(self, self.computed, self.replica.send(), took)
 
     def _look_ahead(self, now: float) -> None:
         """Decide what follows what was said, as far as the edge wishes."""
@@ -250,5 +259,5 @@ class CloudSide:
     def _said_ahead(self, now: float) -> None:
         position = self.said_to
         self.computed, self.said_to = position, position + 1
-        at = now + self.replica.turnaround
+        at = self.replica.send()
         self.edge.said_ahead(self, position, at, now - self.queued_at)

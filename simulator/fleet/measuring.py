@@ -5,16 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import tempfile
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from edge.engine import EdgeEngine
-from shared.clock import monotonic
 from shared.errors import ConfigurationError
 from shared.messages import ContextKind
 from shared.model_bundle import ModelBundle, Precision
@@ -23,22 +19,15 @@ from simulator.fleet.measuring_cloud import (
     FULL_CLOUD,
     QUICK_CLOUD,
     CloudEffort,
-    Overheads,
     load_deep_model,
-    measure_exchanges,
-    measure_messages,
     measure_passes,
-    with_messages,
 )
 from simulator.fleet.measuring_edge import QUICK_EDGE, EdgeEffort, EdgeTimes, measure_edge
 from simulator.fleet.measuring_fit import PassSample, fit_passes, worst_error
+from simulator.fleet.measuring_messages import Overheads, measure_messages
 from simulator.fleet.measuring_run import run_to_end
 from simulator.fleet.profiles import CloudProfile, DeviceProfile, PassModel, Power
-from simulator.local_cloud import LocalCloud
 
-_METRICS_URL = re.compile(r"^metrics on (\S+)$", re.MULTILINE)
-_PROCESSOR_SECONDS = re.compile(r"^process_cpu_seconds_total (\S+)$", re.MULTILINE)
-_SCRAPE_SECONDS = 10.0
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 # two of 64 cores of a server processor of 280 W, as much again for memory, board and supply
 _POWER = Power(
@@ -143,12 +132,9 @@ def measure_machine(
                 kind: [asdict(sample) for sample in samples]
                 for kind, samples in cloud.samples.items()
             },
-            "fits_without_messages": {
-                kind: fit_passes(samples).model_dump() for kind, samples in cloud.samples.items()
-            },
             "worst_fit_error": {
-                kind: worst_error(fit_passes(samples), samples)
-                for kind, samples in cloud.samples.items()
+                kind: worst_error(model, cloud.samples[kind])
+                for kind, model in (("whole", cloud.whole), ("deep", cloud.deep))
             },
         },
     )
@@ -161,44 +147,17 @@ async def measure_cloud(
     *,
     threads: int | None = None,
 ) -> CloudTimes:
-    """Passes in this process, then questions to a cloud in a process of its own."""
+    """Passes in this process, then messages to a cloud in a process of its own."""
     model = await asyncio.to_thread(load_deep_model, bundle)
     samples = {
         name: await measure_passes(model, kind, effort, advance, threads=threads)
         for name, kind in (("whole", ContextKind.TOKEN_IDS), ("deep", ContextKind.HIDDEN_STATES))
     }
-    del model
-    whole, deep = fit_passes(samples["whole"]), fit_passes(samples["deep"])
-    with tempfile.TemporaryDirectory(prefix="tandem-cloud-") as folder:
-        log = Path(folder) / "log"
-        options = ["--metrics", ":0"]
-        async with LocalCloud(bundle.folder, threads=threads, log=log, options=options) as cloud:
-            exchange, edge_message = await measure_exchanges(
-                bundle, cloud.address, effort.questions, clock=monotonic
-            )
-            url = _METRICS_URL.search(log.read_text(encoding="utf-8"))
-            assert url is not None, "the cloud says where its metrics are"
-            cloud_message = await measure_messages(
-                bundle, cloud.address, 8 * effort.questions, partial(_processor_seconds, url[1])
-            )
-    # bursts, which most whole passes are of, take no question each
-    whole = with_messages(whole, cloud_message, rows=0, decisions=1)
-    deep = with_messages(deep, cloud_message, rows=1, decisions=2)
-    turnaround = max(0.0, exchange - _single_pass(whole) - 2 * edge_message)
-    overheads = Overheads(edge_message, turnaround, cloud_message)
+    overheads = await measure_messages(bundle, model, effort)
     advance()
-    return CloudTimes(whole, deep, samples, overheads, threads)
-
-
-def _processor_seconds(url: str) -> float:
-    with urllib.request.urlopen(url, timeout=_SCRAPE_SECONDS) as reply:  # noqa: S310  our own child
-        found = _PROCESSOR_SECONDS.search(reply.read().decode())
-    assert found is not None, "a process tells what it has used"
-    return float(found[1])
-
-
-def _single_pass(whole: PassModel) -> float:
-    return whole.base_seconds + whole.row_seconds + whole.session_seconds + whole.decision_seconds
+    return CloudTimes(
+        fit_passes(samples["whole"]), fit_passes(samples["deep"]), samples, overheads, threads
+    )
 
 
 def device_profile(
@@ -222,7 +181,7 @@ def device_profile(
         pending_seconds=_rounded(edge.pending),
         prefill_seconds=round(edge.prefill, 7),
         step_seconds=round(edge.step, 7),
-        message_seconds=round(overheads.message, 7),
+        message_seconds=round(overheads.edge_message, 7),
         power=_POWER,
     )
 
@@ -236,6 +195,7 @@ def cloud_profile(name: str, cloud: CloudTimes, environment: Environment) -> Clo
         measured=True,
         whole=_shortened(cloud.whole),
         deep=_shortened(cloud.deep),
+        message_seconds=round(cloud.overheads.message, 7),
         turnaround_seconds=round(cloud.overheads.turnaround, 7),
         power=_POWER,
         price_per_hour=_PRICE_PER_HOUR,

@@ -1,7 +1,6 @@
-"""How long this machine takes as a cloud: passes of the real batcher and model, and what a question
-takes besides.
+"""How long this machine takes as a cloud: passes of the real batcher and model.
 
-Passes are measured in this process, with nobody else at work: sessions × positions, from token ids
+They are measured in this process, with nobody else at work: sessions × positions, from token ids
 and from hidden states, with the vocabulary head at one position of each session or at all.
 """
 
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,31 +21,25 @@ import torch
 from cloud.batcher import Batcher, Work
 from cloud.deep_model import DeepModel
 from cloud.kv_cache import KvCache
-from cloud.session_engine import CATCH_UP_FROM
-from edge.cloud_channel import CloudEndpoint
-from edge.cloud_session import CloudSession
-from edge.context_source import ContextCodec, HiddenStateSource, TokenSource
 from shared.clock import Clock, monotonic
 from shared.messages import ContextKind
 from shared.model_bundle import ModelBundle
 from shared.sampling import GREEDY
 from simulator.fleet.measuring_fit import PassSample
-from simulator.fleet.profiles import PassModel
 
 Shape = tuple[int, int, int, int]  # sessions, rows, past, decisions, each of a session
-_WARM_UP_QUESTIONS = 8
-_BETWEEN_MESSAGES = 0.003
-_MESSAGES = 2  # of one exchange: a question with its context, and the decision
 
 
 @dataclass(frozen=True)
 class CloudEffort:
-    """How much to measure: ``shapes`` of passes so many ``rounds``, and ``questions`` to a served
-    cloud."""
+    """How much to measure: ``shapes`` of passes so many ``rounds``, and messages of so many streams
+    at once, each of which asks so many ``questions`` and hears a burst of four times as many
+    tokens."""
 
     shapes: tuple[Shape, ...]
     rounds: int
     questions: int
+    streams: int
 
     @property
     def steps(self) -> int:
@@ -66,8 +58,8 @@ def _shapes(
     return tuple(sorted({*small, *large}))
 
 
-FULL_CLOUD = CloudEffort(_shapes((1, 2, 4, 8, 16), (1, 2, 4, 8), (64, 256), 128), 5, 60)
-QUICK_CLOUD = CloudEffort(_shapes((1, 4), (1, 4), (32, 96), 64), 2, 12)
+FULL_CLOUD = CloudEffort(_shapes((1, 2, 4, 8, 16), (1, 2, 4, 8), (64, 256), 128), 5, 60, 16)
+QUICK_CLOUD = CloudEffort(_shapes((1, 4), (1, 4), (32, 96), 64), 2, 12, 4)
 
 
 async def measure_passes(
@@ -133,97 +125,6 @@ class _Session:
         return Work(
             self._cache, start, self._context[start:stop], decide, None, GREEDY, True, "measured"
         )
-
-
-@dataclass(frozen=True)
-class Overheads:
-    """Seconds that a question takes beside its pass: for each message at the edge, and in the cloud
-    with the wire's ends; and a cloud's processor time for each message, which its passes lose."""
-
-    message: float
-    turnaround: float
-    cloud_message: float
-
-
-def with_messages(model: PassModel, message: float, rows: int, decisions: int) -> PassModel:
-    """A served cloud's pass: the fitted one, and the messages of its rows and decisions.
-
-    Python runs one thread at a time, so what the service does for a message the model's thread
-    waits for.
-    """
-    return model.model_copy(
-        update={
-            "row_seconds": model.row_seconds + rows * message,
-            "decision_seconds": model.decision_seconds + decisions * message,
-        }
-    )
-
-
-async def measure_exchanges(
-    bundle: ModelBundle, address: str, questions: int, *, clock: Clock
-) -> tuple[float, float]:
-    """Ask the cloud at ``address``, on this machine, for one token after the other: median seconds
-    of an exchange, and what this process computes for each of its messages."""
-    await _ask(bundle, address, _WARM_UP_QUESTIONS, clock)
-    exchanges, computed = await _ask(bundle, address, questions, clock)
-    return statistics.median(exchanges), computed / questions / _MESSAGES
-
-
-async def measure_messages(
-    bundle: ModelBundle, address: str, count: int, cloud_seconds: Callable[[], float]
-) -> float:
-    """The cloud's processor seconds for a message of context, hidden states of one position:
-    ``cloud_seconds`` tells what it has used.  They are taken back before they make a pass."""
-    hidden_size = bundle.manifest.architecture.hidden_size
-    source = HiddenStateSource(_Noise(hidden_size), hidden_size, ContextCodec.FP16)
-    sent = 0
-    async with CloudSession(
-        CloudEndpoint(address), bundle.manifest.fingerprint, GREEDY, source
-    ) as cloud:
-        cloud.offer(1)
-        await cloud.decide(1)
-        before = await asyncio.to_thread(cloud_seconds)
-        while sent < count:
-            for positions in range(2, CATCH_UP_FROM):
-                cloud.offer(positions)
-                await asyncio.sleep(_BETWEEN_MESSAGES)  # or several would be one message
-                sent += 1
-            cloud.truncate(1)
-            sent += 1
-        used = await asyncio.to_thread(cloud_seconds) - before
-    return used / sent
-
-
-class _Noise:
-    """Hidden states of no text."""
-
-    def __init__(self, hidden_size: int) -> None:
-        noise = np.random.default_rng(0)
-        self._states = noise.standard_normal((CATCH_UP_FROM, hidden_size)).astype(np.float32)
-
-    def hidden_states(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        return self._states[start:stop]
-
-
-async def _ask(
-    bundle: ModelBundle, address: str, questions: int, clock: Clock
-) -> tuple[list[float], float]:
-    """Seconds of each exchange, and of this process in all."""
-    text = [1]
-    exchanges = []
-    source = TokenSource(text)
-    async with CloudSession(
-        CloudEndpoint(address), bundle.manifest.fingerprint, GREEDY, source, text=text
-    ) as cloud:
-        computed = time.process_time()
-        for _ in range(questions):
-            cloud.offer(len(text))
-            began = clock()
-            decision = await cloud.decide(len(text))
-            exchanges.append(clock() - began)
-            text.append(decision.token_id)
-        computed = time.process_time() - computed
-    return exchanges, computed
 
 
 def load_deep_model(bundle: ModelBundle) -> DeepModel:

@@ -17,6 +17,8 @@ from scipy.optimize import nnls
 from shared.errors import ConfigurationError
 from simulator.fleet.profiles import PassModel
 
+_FREE_ROWS = (0, 2, 3, 4, 6, 8, 12, 16)
+
 
 @dataclass(frozen=True)
 class PassSample:
@@ -29,29 +31,25 @@ class PassSample:
     decisions: int
     seconds: float
 
-    @property
-    def terms(self) -> tuple[float, ...]:
+    def terms(self, free_rows: int) -> tuple[float, ...]:
         """What :class:`PassModel` multiplies its coefficients with, the base first."""
-        each = (self.rows, 1, self.decisions, self.past)
-        return (1.0, *(float(self.sessions * term) for term in each))
+        rows = max(0, self.sessions * self.rows - free_rows)
+        each = (1, self.decisions, self.past)
+        return (1.0, float(rows), *(float(self.sessions * term) for term in each))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Coefficients, and the share of the measured variance that they explain."""
+    """Coefficients, the share of the measured variance that they explain, and the root mean square
+    of the relative errors that they leave."""
 
     coefficients: tuple[float, ...]
     r_squared: float
+    error: float
 
 
-def fit(
-    terms: Sequence[Sequence[float]],
-    seconds: Sequence[float],
-    weights: Sequence[float] | None = None,
-) -> Fit:
+def fit(terms: Sequence[Sequence[float]], seconds: Sequence[float]) -> Fit:
     """Coefficients of ``terms`` (``[samples, terms]``) that come closest to ``seconds``.
-
-    ``weights`` are of the relative errors, 1 each unless told.
 
     Raises:
         ConfigurationError: fewer samples than terms, or a time that is not above 0.
@@ -59,9 +57,9 @@ def fit(
     rows, times = np.array(terms, np.float64), np.array(seconds, np.float64)
     if len(rows) < rows.shape[-1] or not (times > 0).all():
         raise ConfigurationError(f"{len(times)} measured times do not make a fit")
-    each = np.ones(len(times)) if weights is None else np.array(weights, np.float64)
-    found, _ = nnls(rows * (each / times)[:, None], each)
-    return Fit(tuple(found.tolist()), r_squared(rows @ found, times))
+    found, rest = nnls(rows / times[:, None], np.ones(len(times)))
+    error = float(rest) / len(times) ** 0.5
+    return Fit(tuple(found.tolist()), r_squared(rows @ found, times), error)
 
 
 def r_squared(
@@ -77,24 +75,20 @@ def r_squared(
 
 
 def fit_passes(samples: Sequence[PassSample]) -> PassModel:
-    """The pass model of measured passes; raises as :func:`fit` does.
-
-    No line goes through all of them: up to some eight rows a pass takes hardly longer than over
-    one.  Passes over few rows are most of what a fleet asks for, so they weigh most.
-    """
-    found = fit(
-        [sample.terms for sample in samples],
-        [sample.seconds for sample in samples],
-        [(sample.sessions * sample.rows) ** -0.5 for sample in samples],
-    )
-    base, row, session, decision, past = found.coefficients
+    """The pass model of measured passes, with as many free rows as fit best; raises as :func:`fit`
+    does."""
+    seconds = [sample.seconds for sample in samples]
+    fits = {free: fit([sample.terms(free) for sample in samples], seconds) for free in _FREE_ROWS}
+    free = min(fits, key=lambda count: fits[count].error)
+    base, row, session, decision, past = fits[free].coefficients
     return PassModel(
         base_seconds=base,
         row_seconds=row,
         session_seconds=session,
         decision_seconds=decision,
         past_seconds=past,
-        r_squared=found.r_squared,
+        free_rows=free,
+        r_squared=fits[free].r_squared,
         samples=len(samples),
     )
 
@@ -105,7 +99,9 @@ def worst_error(model: PassModel, samples: Sequence[PassSample]) -> float:
         model.base_seconds, model.row_seconds, model.session_seconds,
         model.decision_seconds, model.past_seconds,
     ])  # fmt: skip
-    errors = (float(coefficients @ np.array(s.terms)) / s.seconds - 1.0 for s in samples)
+    errors = (
+        float(coefficients @ np.array(s.terms(model.free_rows))) / s.seconds - 1.0 for s in samples
+    )
     return max(abs(error) for error in errors)
 
 

@@ -123,12 +123,13 @@ class DerivedDevice(_Frozen):
 class PassModel(_Frozen):
     """A pass's time, fitted to measured ones::
 
-        base + row · rows + session · sessions + decision · decisions + past · past
+        base + row · max(0, rows - free) + session · sessions + decision · decisions + past · past
 
     with ``rows`` of context in the pass, ``sessions`` that they belong to, ``decisions`` that the
     vocabulary head makes, and ``past`` the positions behind the rows, summed over the sessions.
 
     Attributes:
+        free_rows: rows that take no longer than one, for the weights are read for one as for all.
         r_squared: share of the measured variance that the fit explains.
         samples: measured passes behind it.
     """
@@ -138,6 +139,7 @@ class PassModel(_Frozen):
     session_seconds: Seconds
     decision_seconds: Seconds = 0.0
     past_seconds: Seconds = 0.0
+    free_rows: int = Field(default=0, ge=0, le=65_536)
     r_squared: float = Field(ge=0.0, le=1.0)
     samples: int = Field(ge=0)
 
@@ -163,8 +165,10 @@ class CloudProfile(_Frozen):
         whole: passes over token ids, through all layers.
         deep: passes over hidden states, from the cut on.
         max_rows: most rows in a pass, as ``tandem cloud serve`` has it.
-        turnaround_seconds: from a message's arrival to the pass, and from the pass to the reply
-            on the wire, together; a session's thread of work, not the model's.
+        message_seconds: of the service's processor for a message in or out, beside the model, which
+            waits meanwhile.
+        turnaround_seconds: from a question's arrival to the pass and from the pass to the reply on
+            the wire, together, beyond the messages' seconds: waking up, and the system's share.
         price_per_hour: of a replica, in US dollars.
         price_source: where the price is from.
     """
@@ -175,6 +179,7 @@ class CloudProfile(_Frozen):
     whole: PassModel
     deep: PassModel
     max_rows: int = Field(default=128, ge=1, le=65_536)
+    message_seconds: Seconds = 0.0
     turnaround_seconds: Seconds = 0.0
     power: Power
     price_per_hour: float = Field(ge=0.0, le=1e5)
@@ -187,17 +192,19 @@ class CloudProfile(_Frozen):
     ) -> float:
         """A pass over ``(rows, sessions, decisions, past)`` from token ids and from hidden states.
 
-        A mixed pass reads all weights once: it pays the base of whole passes.
+        A mixed pass reads all weights once: it pays the base of whole passes, and has their free
+        rows.
         """
         a, b = self.whole, self.deep
-        base = a.base_seconds if whole[1] else b.base_seconds
+        first = a if whole[1] else b
+        rows = whole[0] + deep[0]
+        beyond = max(0.0, 1.0 - first.free_rows / rows) if rows else 0.0
         return (
-            base
-            + a.row_seconds * whole[0]
+            first.base_seconds
+            + beyond * (a.row_seconds * whole[0] + b.row_seconds * deep[0])
             + a.session_seconds * whole[1]
             + a.decision_seconds * whole[2]
             + a.past_seconds * whole[3]
-            + b.row_seconds * deep[0]
             + b.session_seconds * deep[1]
             + b.decision_seconds * deep[2]
             + b.past_seconds * deep[3]
@@ -215,13 +222,14 @@ class DerivedCloud(_Frozen):
     Attributes:
         base_factor: for what a pass costs whatever is in it (reading the weights, launching).
         row_factor: for what grows with the rows (arithmetic).
+        host_factor: for what is around a pass (messages, turnaround).
     """
 
     name: str = Field(min_length=1)
     base: str
     base_factor: Factor
     row_factor: Factor
-    turnaround_factor: Factor = 1.0
+    host_factor: Factor = 1.0
     max_rows: int | None = Field(default=None, ge=1, le=65_536)
     source: str = Field(min_length=1)
     power: Power
@@ -238,7 +246,8 @@ class DerivedCloud(_Frozen):
             whole=base.whole.scaled(self.base_factor, self.row_factor),
             deep=base.deep.scaled(self.base_factor, self.row_factor),
             max_rows=self.max_rows or base.max_rows,
-            turnaround_seconds=self.turnaround_factor * base.turnaround_seconds,
+            message_seconds=self.host_factor * base.message_seconds,
+            turnaround_seconds=self.host_factor * base.turnaround_seconds,
             power=self.power,
             price_per_hour=self.price_per_hour,
             price_source=self.price_source,

@@ -7,6 +7,10 @@ and one piece of it in every ninth pass that has urgent work.
 
 While all that runs are bursts, pass follows pass with the same sessions in it.  Such a run of
 passes is one event, cut short at the end of the pass under way when something else arrives.
+
+The service is a Python process, whose event loop and model take turns: while it handles a message,
+the model waits.  Messages that wait to be handled when a pass begins make it longer, and so do
+those that come while it runs.  What is sent at the end of a pass leaves one by one.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from simulator.fleet.cloud_side import CloudSide, Doing
 from simulator.fleet.events import call_at
 from simulator.fleet.profiles import CloudProfile, PassModel
 
-PAUSE = 0.1  # of a pass, that the batcher waits for bursts to join the next (cloud.batcher)
+# of an edge's messages, the context behind a question's own was handled while nothing ran
+_AT_ONCE = 2
 
 
 class Replica:
@@ -39,6 +44,9 @@ class Replica:
     def __init__(self, env: Environment, profile: CloudProfile) -> None:
         self.env, self.profile = env, profile
         self.turnaround = profile.turnaround_seconds
+        self._message_seconds = profile.message_seconds
+        self._loop_free = 0.0  # when the event loop has handled all
+        self._late = 0.0  # seconds that the pass under way loses to messages
         self.busy_seconds = 0.0
         self.passes = self.rows = self.sessions = 0
         self.waits = array("d")
@@ -66,6 +74,23 @@ class Replica:
         elif self._steady is not None:
             self.interrupt()
 
+    def receive(self, messages: int) -> None:
+        """So many messages of an edge are taken in, the last of them now."""
+        if self._running:
+            self._late += messages * self._message_seconds
+            return
+        now, free = self.env.now, self._loop_free
+        count = messages if messages < _AT_ONCE else _AT_ONCE
+        self._loop_free = (free if free > now else now) + count * self._message_seconds
+
+    def send(self) -> float:
+        """When a message that is ready now is on its way."""
+        now, free = self.env.now, self._loop_free
+        if self._running:
+            self._late += self._message_seconds
+        self._loop_free = free = (free if free > now else now) + self._message_seconds
+        return free + self.turnaround
+
     def hurry(self, session: CloudSide) -> None:
         """Somebody waits for work that nobody waited for."""
         session.urgent = True
@@ -83,41 +108,47 @@ class Replica:
             steady.passes, steady.number = passes, next(self._steadies)
             call_at(self.env, steady.ends_at(passes), self._end_steady, steady.number)
 
-    def _start(self, pause: float = 0.0) -> None:
-        """Begin the next pass after a pause, if anything waits."""
+    def _start(self) -> None:
+        """Begin the next pass, if anything waits."""
         batch = self._take()
         if not batch:
             return
-        now = self.env.now + pause
-        seconds = past_growth = 0.0
-        base = self._deep[0]
+        now = self.env.now
+        waiting = max(0.0, self._loop_free - now)  # for messages that are not handled yet
+        seconds = row_seconds = past_growth = 0.0
+        base, free = self._deep[0], self._deep[5]
         rows = 0
-        steady = not self._short and not self._long
+        alike = not self._short and not self._long
         for session in batch:
             count_rows = session.rows_now
             rows += count_rows
             if session.whole:
-                base, row, each, decision, past = self._whole
+                base, row, each, decision, past, free = self._whole
             else:
-                _, row, each, decision, past = self._deep
-            seconds += row * count_rows + each + past * session.computed
+                _, row, each, decision, past, _ = self._deep
+            row_seconds += row * count_rows
+            seconds += each + past * session.computed
             if count_rows == session.rows_left:
                 seconds += decision * session.decisions
             if session.doing is Doing.BURST:
-                steady = steady and session.steady
+                alike = alike and session.steady
                 past_growth += past
             else:
-                steady = False
+                alike = False
                 if session.doing is Doing.ANSWER and session.rows_left == session.rows:
                     self.waits.append(now - session.queued_at)
         seconds += base
+        if rows > free:
+            seconds += row_seconds * (1.0 - free / rows)
         self._running = True
-        if steady:
+        if alike:
             passes = min([session.burst_left for session in batch])
             if passes > 1:
-                between = min(PAUSE * seconds, self.turnaround)
-                self._begin_steady(_Steady(batch, now, seconds, between, past_growth, passes))
+                sent = len(batch) * self._message_seconds  # by the pass before each
+                steady = _Steady(batch, now, waiting - sent, seconds + sent, past_growth, passes)
+                self._begin_steady(steady)
                 return
+        seconds += waiting
         call_at(self.env, now + seconds, self._end, (batch, seconds, rows))
 
     def _take(self) -> list[CloudSide]:
@@ -154,13 +185,18 @@ class Replica:
 
     def _end(self, event: Event) -> None:
         batch, seconds, rows = event.value  # type: ignore[misc]
+        late = self._late
+        if late:
+            self._late = 0.0
+            call_at(self.env, self.env.now + late, self._end, (batch, seconds + late, rows))
+            return
         self.passes += 1
         self.rows += rows
         self.sessions += len(batch)
         self.busy_seconds += seconds
-        self._hand_over(batch, seconds)
+        self._hand_over(batch)
 
-    def _hand_over(self, batch: list[CloudSide], seconds: float) -> None:
+    def _hand_over(self, batch: list[CloudSide]) -> None:
         """Tell the sessions of a pass that has ended, and begin the next."""
         now = self.env.now
         unfinished: list[CloudSide] = []
@@ -173,10 +209,9 @@ class Replica:
         for session in reversed(unfinished):
             queue = self._long if session.rows_left > BITE else self._short
             queue.appendleft(session)
-        # the batcher waits for the sessions whose bursts go on
-        bursts = any(session.doing is Doing.BURST for session in batch)
         self._running = False
-        self._start(min(PAUSE * seconds, self.turnaround) if bursts else 0.0)
+        self._late = 0.0  # what was sent meanwhile makes the next pass longer
+        self._start()
 
     def _begin_steady(self, steady: _Steady) -> None:
         steady.number = next(self._steadies)
@@ -187,51 +222,54 @@ class Replica:
         steady = self._steady
         if steady is None or event.value != steady.number:
             return
+        if self._late:
+            steady.late += self._late
+            self._late = 0.0
+            end = steady.ends_at(steady.passes)
+            call_at(self.env, end, self._end_steady, steady.number)
+            return
         self._steady = None
         passes, batch = steady.passes, steady.batch
         self.passes += passes
         self.rows += passes * len(batch)
         self.sessions += passes * len(batch)
-        busy = steady.busy_seconds(passes)
-        self.busy_seconds += busy
-        last = steady.seconds + (passes - 1) * steady.growth + steady.pause
-        queued_at = self.env.now - last
+        self.busy_seconds += steady.ends_at(passes) - steady.since
+        queued_at = self.env.now - steady.seconds - (passes - 1) * steady.growth - steady.late
         for session in batch:
             session.go_through(passes - 1, queued_at)
-        self._hand_over(batch, last)
+        self._hand_over(batch)
 
 
 class _Steady:
     """A run of passes over the same bursts, from ``since`` on; each takes ``growth`` longer than
-    the one before, as the text behind the rows grows."""
+    the one before, as the text behind the rows grows.  The first takes ``first`` longer beside, the
+    last ``late``."""
 
-    __slots__ = ("batch", "growth", "number", "passes", "pause", "seconds", "since")
+    __slots__ = ("batch", "first", "growth", "late", "number", "passes", "seconds", "since")
 
     def __init__(
         self,
         batch: list[CloudSide],
         since: float,
+        first: float,
         seconds: float,
-        pause: float,
         growth: float,
         passes: int,
     ) -> None:
-        self.batch, self.since, self.seconds = batch, since, seconds
-        self.pause, self.growth, self.passes = pause, growth, passes
+        self.batch, self.since, self.first = batch, since, first
+        self.seconds, self.growth, self.passes = seconds, growth, passes
+        self.late = 0.0
         self.number = -1
 
-    def busy_seconds(self, passes: int) -> float:
-        """In so many of the passes."""
-        return passes * self.seconds + self.growth * (passes * (passes - 1) / 2)
-
     def ends_at(self, passes: int) -> float:
-        """When so many of the passes are over; between two there is a pause."""
-        return self.since + self.busy_seconds(passes) + (passes - 1) * self.pause
+        """When so many of the passes are over."""
+        grown = self.growth * (passes * (passes - 1) / 2)
+        return self.since + self.first + passes * self.seconds + grown + self.late
 
     def passes_by(self, now: float) -> int:
         """Passes that are over or under way at ``now``."""
-        each, half = self.seconds + self.pause, self.growth / 2
-        elapsed = now - self.since + self.pause
+        each, half = self.seconds, self.growth / 2
+        elapsed = max(0.0, now - self.since - self.first)
         if half * self.passes < 1e-9 * each:
             passes = ceil(elapsed / each)
         else:  # half p² + (each - half) p = elapsed
@@ -251,11 +289,12 @@ def _fill(queue: deque[CloudSide], room: int, batch: list[CloudSide]) -> int:
     return room
 
 
-def _coefficients(model: PassModel) -> tuple[float, float, float, float, float]:
+def _coefficients(model: PassModel) -> tuple[float, float, float, float, float, int]:
     return (
         model.base_seconds,
         model.row_seconds,
         model.session_seconds,
         model.decision_seconds,
         model.past_seconds,
+        model.free_rows,
     )

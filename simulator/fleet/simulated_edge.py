@@ -166,7 +166,12 @@ class SimulatedEdge:
         frontier = self.frontier if self.frontier > resume else resume
         steered = self.monitor is not None
         outstanding, length = self.outstanding, track.length
-        while self.position < length and not (outstanding and self._must_wait(plan)):
+        chance = 1.0  # that all guesses in flight are right
+        for earlier in outstanding:
+            chance *= earlier.confidence
+        while self.position < length:
+            if outstanding and (len(outstanding) > plan.window or chance < self._least_chance()):
+                break
             if steered and frontier >= self.chosen_at + CHOOSE_SECONDS:
                 self.frontier = frontier
                 plan = self._steer(frontier)
@@ -190,7 +195,9 @@ class SimulatedEdge:
                 break
             if self.said and not self._needs_to_ask(asked, frontier):
                 continue
-            outstanding.append(self._question(asked, begin, start, frontier))
+            question = self._question(plan, track, asked, begin, start, frontier)
+            outstanding.append(question)
+            chance *= question.confidence
         self.frontier = frontier
         if not outstanding:
             if self.position >= length:
@@ -214,55 +221,47 @@ class SimulatedEdge:
         if begin == 0:
             self.first_at = start + track.done[1]
 
-    def _must_wait(self, plan: Plan) -> bool:
-        outstanding = self.outstanding
-        if len(outstanding) > plan.window:
-            return True
-        chance = 1.0
-        for asked in outstanding:
-            chance *= asked.confidence
-        return chance < self._least_chance()
-
     def _least_chance(self) -> float:
         if self.worth_least < 0.0:
             assert self.worth is not None
             self.worth_least = self.worth.least_chance
         return self.worth_least
 
-    def _question(self, index: int, begin: int, start: float, frontier: float) -> Asked:
+    def _question(
+        self, plan: Plan, track: Track, index: int, begin: int, start: float, frontier: float
+    ) -> Asked:
         """Ask for the token at ``index``, drafted at ``frontier``."""
-        plan, track, group, session = self.plan, self.track, self.group, self.session
-        assert plan is not None
+        sizes, session = self.group.sizes, self.session
         assert session is not None
         position = track.prompt + index
         at = frontier if frontier > self.opened else self.opened
         rest = track.length - index - 1
         burst = plan.burst if plan.burst < rest else rest
         lookahead = 0
-        if plan.may_look_ahead:
+        if session.whole and plan.may_look_ahead:
             lookahead = self._lookahead(plan, rest)
+        contexts = 1 if session.whole or index == 0 else index - begin + 1
         question = Question(
             position,
             self.epoch,
             track.agreed[index],
-            burst=burst,
-            lookahead=lookahead,
-            line=self.line,
-            cut=self.cut,
+            True,
+            burst,
+            lookahead,
+            self.line,
+            self.cut,
+            contexts + 1,
         )
         fresh = position - self.sent
         self.sent = position
-        if session.whole:
-            size = fresh * group.context_bytes(plan.codec) + group.sizes.context_message
-        else:
-            size = fresh * group.context_bytes(plan.codec)
-            size += group.sizes.context_message * (1 if index == 0 else index - begin + 1)
+        size = fresh * sizes.context[plan.codec] + contexts * sizes.context_message
         asked = Asked(
             index, begin, start, frontier, at, track.confidence[index], question, size, self.wrong
         )
         self.questions += 1
-        self.bytes_up += size + group.sizes.question
-        self.lines.send_question(self, session, asked, size + group.sizes.question)
+        size += sizes.question
+        self.bytes_up += size
+        self.lines.send_question(self, session, asked, size)
         return asked
 
     def _lookahead(self, plan: Plan, rest: int) -> int:
@@ -520,9 +519,9 @@ class SimulatedEdge:
         self.time = at
         if each:
             self.monitor.edge_token(each)
-        judged, unsure = self.monitor.judged, track.unsure
-        for index in range(begin, stop):
-            judged(unsure[index])
+        judged = self.monitor.judged
+        for unsure in track.unsure[begin:stop]:
+            judged(unsure)
 
     def _observe(self, asked: Asked, at: float, waited: float, took: float) -> None:
         assert self.monitor is not None

@@ -39,6 +39,7 @@ CLOUD_EFFORT = CloudEffort(
     ),
     rounds=4,
     questions=60,
+    streams=16,
 )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ async def validate(
     # token loop and messages are what a replayed edge computes itself, on this machine
     step = await asyncio.to_thread(step_seconds, bundle, _STEP_ROUNDS)
     device = asked.device.model_copy(
-        update={"message_seconds": times.overheads.message, "step_seconds": step}
+        update={"message_seconds": times.overheads.edge_message, "step_seconds": step}
     )
     advance("the cloud's profile")
     rows = []

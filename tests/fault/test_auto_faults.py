@@ -41,7 +41,7 @@ LAYERS = tiny_bundle().manifest.architecture.layers
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steering, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(steering, "LEAST_PATIENCE_SECONDS", 0.3)
 
 
 def auto(wishes: Wishes = EXACT, **changes: Any) -> GenerationOptions:
@@ -122,10 +122,10 @@ async def test_on_the_way_a_plan_is_chosen_for_what_is_left(
 
     def choose(*_: Any, prompt_tokens: int, answer_tokens: int, **__: Any) -> Choice:
         left.append((prompt_tokens, answer_tokens))
-        return Choice(replace(PLAIN, burst=0, plain=False, window=4, threshold=1.0), "", None)
+        return Choice(replace(PLAIN, burst=0, plain=False, window=4, threshold=1.0), str, None)
 
     monkeypatch.setattr(generation_run, "choose", choose)
-    monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
+    monkeypatch.setattr(steering, "CHOOSE_SECONDS", 0.0)
     async with edge_and_cloud() as engine:
         await engine.generate(PROMPT, auto())
     assert left[0] == (len(PROMPT), 24)
@@ -153,7 +153,7 @@ async def test_the_cloud_may_take_over_where_it_has_spoken_ahead(
         nonlocal asks
         asks += 1
         ahead = replace(PLAIN, burst=0, plain=False, window=4, threshold=1.0, lookahead=16)
-        return Choice(ahead if asks <= 8 else PLAIN, "", None)
+        return Choice(ahead if asks <= 8 else PLAIN, str, None)
 
     take_in = EdgeGeneration._take_in
 
@@ -162,7 +162,7 @@ async def test_the_cloud_may_take_over_where_it_has_spoken_ahead(
         await take_in(self)
 
     monkeypatch.setattr(generation_run, "choose", choose)
-    monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
+    monkeypatch.setattr(steering, "CHOOSE_SECONDS", 0.0)
     monkeypatch.setattr(EdgeGeneration, "_take_in", slowly)
     async with edge_and_cloud() as engine, asyncio.timeout(60):
         result = await engine.generate(PROMPT, auto())

@@ -109,10 +109,10 @@ async def test_plans_that_change_on_the_way_change_no_text(
     def choose(*_: object, **__: object) -> Choice:
         plan = next(coming)
         used.add(plan)
-        return Choice(plan, "by turns", None)
+        return Choice(plan, str, None)
 
     monkeypatch.setattr(edge.generation_run, "choose", choose)
-    monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
+    monkeypatch.setattr(steering, "CHOOSE_SECONDS", 0.0)
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
         BreakableLink(server.address, lambda: 0.003) as link,
@@ -126,7 +126,7 @@ async def test_plans_that_change_on_the_way_change_no_text(
 
 async def test_the_cloud_comes_back_over_a_slow_link(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was measured on the fast one is forgotten with it."""
-    monkeypatch.setattr(steering, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(steering, "LEAST_PATIENCE_SECONDS", 1.0)
     delay = 0.0
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
@@ -160,9 +160,9 @@ async def test_a_plan_may_change_between_looking_ahead_and_bursts(
     ahead = Plan(0.4, 4, 0, TOKENS, least_chance=0.0, lookahead=8)
     coming = cycle([ahead, ahead, ahead, replace(ahead, lookahead=0, burst=3)])
     monkeypatch.setattr(
-        edge.generation_run, "choose", lambda *_, **__: Choice(next(coming), "", None)
+        edge.generation_run, "choose", lambda *_, **__: Choice(next(coming), str, None)
     )
-    monkeypatch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
+    monkeypatch.setattr(steering, "CHOOSE_SECONDS", 0.0)
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
         BreakableLink(server.address, lambda: 0.003) as link,

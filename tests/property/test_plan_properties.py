@@ -76,11 +76,11 @@ async def answer(case: Case) -> GenerationResult:
     with pytest.MonkeyPatch.context() as patch:
 
         def choose(*_: Any, **__: Any) -> Choice:
-            return Choice(next(turns), "", None)
+            return Choice(next(turns), str, None)
 
         patch.setattr(generation_run, "choose", choose)
-        patch.setattr(steering, "_CHOOSE_SECONDS", 0.0)
-        patch.setattr(steering, "_PATIENCE_SECONDS", 60.0)
+        patch.setattr(steering, "CHOOSE_SECONDS", 0.0)
+        patch.setattr(steering, "LEAST_PATIENCE_SECONDS", 60.0)
         async with (
             CloudServer(settings_for(tiny_bundle())) as server,
             BreakableLink(server.address, lambda: delays.choice(case.delays), case.cuts) as link,

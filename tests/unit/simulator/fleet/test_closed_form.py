@@ -18,6 +18,8 @@ from simulator.fleet.simulation import FleetRun, run_fleet
 from tests.fleet_harness import CLOUD, DEVICE, invented_recording, make_config
 
 PROMPT = 20
+# beside a pass: context and question in, the decision out
+AROUND = CLOUD.turnaround_seconds + 3 * CLOUD.message_seconds
 
 
 def recording(sure: list[bool], agrees: list[bool]) -> Recording:
@@ -84,7 +86,7 @@ def test_blocking_waits_at_each_question(tmp_path: Path) -> None:
     asked = [index for index, sure in enumerate(SURE) if not sure]
     positions = [0, *(PROMPT + index for index in asked)]
     rows = [b - a for a, b in pairwise(positions)]
-    waits = sum(pass_seconds(count) + CLOUD.turnaround_seconds for count in rows)
+    waits = sum(pass_seconds(count) + AROUND for count in rows)
     own = PROMPT * DEVICE.prefill_seconds + sum(draft_seconds(SURE))
     assert only(log.seconds) == pytest.approx(own + waits)
     assert only(log.questions) == len(asked)
@@ -105,13 +107,21 @@ def test_blocking_over_a_link_adds_a_round_trip_a_question(tmp_path: Path) -> No
 
 def test_plain_serving_is_a_round_trip_a_prompt_and_a_pass_a_token(tmp_path: Path) -> None:
     log = run(tmp_path, recording(SURE, RIGHT), policy="cloud-only", rtt_ms=40.0).groups[0].log
-    turn, pause = CLOUD.turnaround_seconds, CLOUD.turnaround_seconds  # the lesser of it and a tenth
-    opening = 0.040 + turn
-    first = opening + 0.040 + pass_seconds(PROMPT, deep=False) + turn
+    opening = 0.040 + CLOUD.turnaround_seconds
+    first = opening + 0.040 + pass_seconds(PROMPT, deep=False) + AROUND
     assert only(log.first_seconds) == pytest.approx(first)
-    each = pass_seconds(1, deep=False) + pause
+    each = pass_seconds(1, deep=False) + CLOUD.message_seconds
     assert only(log.seconds) == pytest.approx(first + (len(SURE) - 1) * each)
     assert only(log.wrong) == 0
+
+
+def test_verified_looks_ahead_unless_it_is_told_not_to(tmp_path: Path) -> None:
+    made = recording([True] * 40, [True] * 40)
+    far = {"policy": "verified", "rtt_ms": 200.0, "window": 2}
+    left_to_the_edge = run(tmp_path, made, **far).groups[0].log
+    never = run(tmp_path, made, lookahead=0, **far).groups[0].log
+    assert only(left_to_the_edge.seconds) < only(never.seconds) / 2
+    assert only(left_to_the_edge.bytes_down) > only(never.bytes_down)
 
 
 def test_optimistic_hides_answers_that_agree(tmp_path: Path) -> None:
@@ -133,7 +143,7 @@ def test_blocking_is_what_the_cost_model_predicts(tmp_path: Path, rtt_ms: float)
     made = recording(sure, right)
     log = run(tmp_path, made, policy="blocking", rtt_ms=rtt_ms).groups[0].log
     own = sum(draft_seconds(sure)[1:]) / (length - 1)
-    question = pass_seconds(every) + CLOUD.turnaround_seconds
+    question = pass_seconds(every) + AROUND
     share = made.model.deep_share
     point = OperatingPoint(threshold=0.8, agreement=1.0, escalation_rate=1 / every)
     model = CostModel(

@@ -23,7 +23,7 @@ from simulator.fleet.cloud_side import CloudSide, Doing, Question
 from simulator.fleet.config import Workload
 from simulator.fleet.events import call_at
 from simulator.fleet.policies import Chooser
-from simulator.fleet.replica import PAUSE, Replica
+from simulator.fleet.replica import Replica
 from simulator.fleet.simulation import _thinker as thinker
 from simulator.fleet.target import DEFAULT_TARGET, parse_target
 from simulator.fleet.tracks import Tracks, make_track
@@ -44,12 +44,6 @@ def test_call_at_keeps_order_and_never_goes_back() -> None:
     call_at(env, 0.5, lambda event: seen.append((env.now, event.value)), "late")
     env.run()
     assert seen[-1] == (3.0, "late")
-
-
-def test_pause_is_the_batchers() -> None:
-    from cloud.batcher import _PAUSE  # noqa: PLC0415  (brings torch)
-
-    assert PAUSE == _PAUSE
 
 
 # ---- links -------------------------------------------------------------------------------------
@@ -179,8 +173,60 @@ def test_a_burst_goes_to_the_end(steady: bool) -> None:
         assert len(edge.told) == 3
     # the time is the same, worked out pass by pass or as one run
     one = 0.02 + 0.001 + 0.0005 + 0.0002
-    first = one + 9 * 0.001
-    assert last[2] == pytest.approx(first + 89 * (one + 0.001) + 0.001)
+    message = CLOUD.message_seconds  # a question and its context, then one a pass
+    first = 2 * message + one + 9 * 0.001
+    assert last[2] == pytest.approx(first + 89 * (one + message) + message + 0.001)
+    assert replica.busy_seconds == pytest.approx(first + 89 * (one + message))
+
+
+def test_messages_make_passes_longer_and_leave_one_by_one() -> None:
+    env = Environment()
+    profile = CLOUD.model_copy(update={"message_seconds": 0.002, "turnaround_seconds": 0.0})
+    replica = Replica(env, profile)
+    edges = [Listening() for _ in range(3)]
+    sessions = [CloudSide(replica, edge, whole=True, end=100) for edge in edges]
+    sessions[0].hear(Question(1, 0, True, messages=5))
+    for session in sessions[1:]:  # while the first pass runs
+        session.hear(Question(1, 0, True, messages=3))
+    env.run()
+    one = 0.02 + 0.001 + 0.0005 + 0.0002
+    first = 2 * 0.002 + one + 6 * 0.002  # of the five, three were handled before
+    # the first reply is sent while the second pass waits
+    second = first + 0.002 + one + 0.001 + 0.0005 + 0.0002
+    at = [edge.told[0][3] for edge in edges]
+    assert at == pytest.approx([first + 0.002, second + 0.002, second + 0.004])
+    assert replica.busy_seconds == pytest.approx(second)
+
+
+def test_a_run_of_passes_takes_the_messages_of_others_in() -> None:
+    def end(*, steady: bool) -> tuple[float, float]:
+        env, replica, edge, session = cloud(steady=steady)
+        session.hear(Question(10, 0, False, burst=1000))
+        other = CloudSide(replica, Listening(), whole=True, end=100)
+        call_at(env, 0.5, lambda _event: other.hear(Question(5, 0, True, messages=7)))
+        env.run()
+        return edge.told[-1][2], replica.busy_seconds
+
+    assert end(steady=True) == pytest.approx(end(steady=False))
+
+
+def test_a_pass_over_free_rows_takes_as_long_as_over_one() -> None:
+    whole = CLOUD.whole.model_copy(update={"free_rows": 4})
+    profile = CLOUD.model_copy(update={"whole": whole})
+
+    def seconds(rows: int) -> float:
+        env = Environment()
+        replica = Replica(env, profile)
+        CloudSide(replica, Listening(), whole=True, end=100).hear(Question(rows, 0, True))
+        env.run()
+        messages = 2 * profile.message_seconds
+        assert replica.busy_seconds == pytest.approx(
+            messages + profile.pass_seconds(whole=(rows, 1, 1, 0))
+        )
+        return replica.busy_seconds
+
+    assert seconds(4) == pytest.approx(seconds(1))
+    assert seconds(10) == pytest.approx(seconds(1) + 6 * whole.row_seconds)
 
 
 def test_a_run_of_passes_ends_where_something_arrives() -> None:

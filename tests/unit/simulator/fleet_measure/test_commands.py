@@ -50,9 +50,14 @@ def test_a_quick_profile_is_read_back(tmp_path: Path) -> None:
     assert cloud.whole.samples == cloud.deep.samples > 10
     # from the cut on is less than the whole model
     assert 0 < cloud.pass_seconds(deep=(1, 1, 1, 96)) < cloud.pass_seconds(whole=(1, 1, 1, 96))
+    assert 0 < cloud.message_seconds < 0.1
+    assert 0 < device.message_seconds < 0.1
     assert "r²" in done.stdout
     details = json.loads((tmp_path / "measurements" / "tiny.json").read_text())
     assert {sample["sessions"] for sample in details["passes"]["whole"]} == {1, 4}
+    overheads = details["overheads"]
+    assert 0 < overheads["empty_pass"] < overheads["exchange"]
+    assert overheads["message"] == pytest.approx((overheads["asked"] + overheads["said"]) / 2)
     assert set(details["edge_level_seconds_by_context"]) == {"64", "128"}
 
 

@@ -25,23 +25,25 @@ SHAPES = [
 TRUE = (0.030, 0.0013, 0.0009, 0.0011, 5e-6)
 
 
-def seconds_of(shape: tuple[int, int, int, int]) -> float:
+def seconds_of(shape: tuple[int, int, int, int], free: int) -> float:
     sessions, rows, past, decisions = shape
     base, row, session, decision, behind = TRUE
-    each = rows * row + session + decisions * decision + past * behind
-    return base + sessions * each
+    each = session + decisions * decision + past * behind
+    return base + max(0, sessions * rows - free) * row + sessions * each
 
 
-def samples(factor: float = 1.0) -> list[PassSample]:
+def samples(factor: float = 1.0, free: int = 0) -> list[PassSample]:
     """Passes that took what :data:`TRUE` says, the larger ones ``factor`` times as long."""
     return [
-        PassSample(*shape, seconds_of(shape) * (factor if shape[0] == 16 else 1.0))
+        PassSample(*shape, seconds_of(shape, free) * (factor if shape[0] == 16 else 1.0))
         for shape in SHAPES
     ]
 
 
-def test_exact_times_give_their_coefficients_back() -> None:
-    model = fit_passes(samples())
+@pytest.mark.parametrize("free", [0, 4, 8])
+def test_exact_times_give_their_coefficients_back(free: int) -> None:
+    model = fit_passes(samples(free=free))
+    assert model.free_rows == free
     found = (
         model.base_seconds, model.row_seconds, model.session_seconds, model.decision_seconds,
         model.past_seconds,
@@ -49,7 +51,7 @@ def test_exact_times_give_their_coefficients_back() -> None:
     assert found == pytest.approx(TRUE, rel=1e-6)
     assert model.r_squared == pytest.approx(1.0)
     assert model.samples == len(SHAPES)
-    assert worst_error(model, samples()) < 1e-6
+    assert worst_error(model, samples(free=free)) < 1e-6
 
 
 def test_what_the_line_misses_lowers_r_squared_and_shows_as_an_error() -> None:
