@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from edge.openai_errors import RequestError, error_record
 from edge.openai_replies import ChatReply, CompletionReply, Reply
 from edge.openai_schema import AnswerFields, parse_chat, parse_completion
 from edge.service import EdgeService
-from shared.chat import Message
 from shared.errors import BusyError, ConfigurationError, TandemError
 
 _LOG = logging.getLogger("tandem.edge")
@@ -35,11 +35,18 @@ _SOURCES = ("page", "chat")  # clients of our own say who they are
 def openai_routes(service: EdgeService, settings: HttpSettings) -> Sequence[BaseRoute]:
     """What lies below ``/v1``."""
 
+    # one after the other, or a few long prompts would take every core
+    encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+
+    async def encoded(encode: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        return await asyncio.get_running_loop().run_in_executor(encoder, encode)
+
     async def chat(request: Request) -> Response:
         body = await json_object(request, settings)
         fields = parse_chat(body, settings.max_messages)
         engine = _engine(service, fields)
-        prompt = await asyncio.to_thread(_encode_chat, engine, fields.conversation())
+        messages = fields.conversation()
+        prompt = await encoded(lambda: engine.encode_chat(messages))
         reply = ChatReply(engine, logprobs=fields.logprobs, include_usage=fields.include_usage)
         asked = _asked(service, engine, fields, fields.limit, prompt, "messages", _source(request))
         return _AnswerResponse(service, settings, _Job(asked, engine, reply, fields.stream))
@@ -47,7 +54,7 @@ def openai_routes(service: EdgeService, settings: HttpSettings) -> Sequence[Base
     async def completion(request: Request) -> Response:
         fields = parse_completion(await json_object(request, settings))
         engine = _engine(service, fields)
-        prompt = await asyncio.to_thread(_encode_prompt, engine, fields.single_prompt)
+        prompt = await encoded(lambda: _encode_prompt(engine, fields.single_prompt))
         reply = CompletionReply(
             engine, logprobs=fields.logprobs is not None, include_usage=fields.include_usage
         )
@@ -172,13 +179,9 @@ def _source(request: Request) -> str:
     return given if given in _SOURCES else "api"
 
 
-def _encode_chat(engine: EdgeEngine, messages: Sequence[Message]) -> tuple[int, ...]:
-    return engine.encode_chat(messages)
-
-
 def _encode_prompt(engine: EdgeEngine, prompt: str | list[int]) -> tuple[int, ...]:
     if isinstance(prompt, str):
-        return tuple(engine.tokenizer.encode(prompt).ids)
+        return engine.encode_text(prompt)
     size = engine.bundle.manifest.architecture.vocabulary_size
     for token in prompt:
         if not 0 <= token < size:
@@ -197,14 +200,14 @@ def _asked(
     param: str,
     source: str,
 ) -> AnswerRequest:
-    controls = _naming("tandem", lambda: service.controls.changed(fields.tandem))
+    controls = _naming("tandem", lambda: service.controls.asked(fields.tandem))
     _check_room(engine, controls, max_tokens, prompt, param)
     return AnswerRequest(
         prompt,
         max_tokens,
         fields.sampling(),
         tuple(fields.stop),
-        controls if fields.tandem else None,
+        fields.tandem,
         source,
     )
 

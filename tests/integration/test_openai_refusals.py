@@ -289,3 +289,27 @@ async def test_unknown_paths_and_methods(edge: Daemon, method: str, path: str, s
     assert response.status_code == status
     assert error(response)["type"] == "invalid_request_error"
     assert response.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("name", ["threshold", "target_agreement"])
+async def test_numbers_of_any_size_are_judged(edge: Daemon, name: str) -> None:
+    big = "1" + "0" * 400
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], "tandem": {{"{name}": {big}}}}}'
+    async with edge.http() as http:
+        headers = {"content-type": "application/json"}
+        response = await http.post(CHAT, content=body, headers=headers)
+    assert response.status_code == 400
+    assert name in error(response)["message"]
+
+
+async def test_a_prompt_that_cannot_fit_is_told_by_its_code(edge: Daemon) -> None:
+    async with daemon(settings=HttpSettings()) as other:
+        text = "a" * 500_000
+        bodies = {
+            CHAT: {"messages": [{"role": "user", "content": text}]},
+            COMPLETE: {"prompt": text},
+        }
+        for path, body in bodies.items():
+            response = await post(other, path, body)
+            assert response.status_code == 400
+            assert error(response)["code"] == "context_length_exceeded"
