@@ -144,7 +144,8 @@ class CloudSession:
     block does not wait for a cloud that is silent.  Any other goes on trying where others leave it
     no room, as long as it would with a cloud that is silent.  ``tells_guesses``: whether the cloud
     hears what the edge goes on from meanwhile; if not, it works on behind a correction until the
-    edge has heard of it.  ``openings`` counts connections that the cloud took.  ``kept`` is a session to take up again, with its ``positions`` of the text.
+    edge has heard of it.  ``openings`` counts connections that the cloud took.  ``kept`` is a
+    session to take up again, with its ``positions`` of the text.
     """
 
     def __init__(
