@@ -423,8 +423,8 @@ class CloudSession:
                 ) from error
         elif silence >= min(endpoint.connect_seconds, endpoint.give_up_seconds):
             raise CloudUnavailableError(
-                f"the cloud at {endpoint.address} cannot be reached ({error}): check the address, "
-                "and that both sides use TLS (--cloud-ca) or neither does"
+                f"the cloud at {endpoint.address} cannot be reached ({error}): is `tandem cloud "
+                "serve` running there, and do both sides use TLS (--cloud-ca) or neither?"
             ) from error
 
     async def _serve_one_connection(self, channel: grpc.aio.Channel) -> None:

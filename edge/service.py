@@ -411,7 +411,7 @@ class EdgeService:
                     await probe.look()
                     self._link_known = True
                     if before != (True, self._engine.monitor.alive):
-                        self._notify()
+                        self._tell_link()
                 await asyncio.sleep(_PROBE_SECONDS)
 
         task = asyncio.create_task(look(), name="link probe")
@@ -420,6 +420,19 @@ class EdgeService:
         finally:
             task.cancel()
             await asyncio.wait([task])
+
+    def _tell_link(self) -> None:
+        """The link is up or down, and was not, or nobody knew."""
+        assert self._endpoint is not None
+        address = self._endpoint.address
+        if self._engine.monitor.alive:
+            _LOG.info("the cloud is there", extra={"fields": {"cloud": address}})
+        else:
+            _LOG.warning(
+                f"the cloud at {address} does not answer: is `tandem cloud serve` running there? "
+                "(`tandem doctor` looks closer; it is tried again all the time)"
+            )
+        self._notify()
 
 
 def _left(error: BaseException) -> bool:
