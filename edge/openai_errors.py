@@ -77,7 +77,8 @@ def error_record(error: BaseException) -> tuple[int, dict[str, Any]]:
     message = "the daemon failed on this request; its log says how"
     if isinstance(error, RequestError):
         status, code, param = error.status, error.code, error.param
-        kind = "authentication_error" if status == 401 else _INVALID
+        kind = _SERVER if status >= 500 else _INVALID
+        kind = "authentication_error" if status == 401 else kind
         message = str(error)
     elif isinstance(error, TandemError):
         message = str(error)

@@ -90,7 +90,8 @@ class _Job:
 class _AnswerResponse(Response):
     """Waits for its turn, answers, and is cancelled as soon as the client leaves.
 
-    The status is sent with the first words, so that what fails before has one of its own.
+    The status is sent with the first words, so that what fails before has one of its own; a stream
+    that has nothing to say for long begins with a comment.
     """
 
     def __init__(self, service: EdgeService, settings: HttpSettings, job: _Job) -> None:
@@ -115,7 +116,8 @@ class _AnswerResponse(Response):
     async def _stream(self, send: Send) -> None:
         events = EventStream(send, self._settings.send_seconds)
         try:
-            await self._events(events)
+            async with events.kept_alive(self._settings.keepalive_seconds):
+                await self._events(events)
         except Exception as error:
             if not events.started:
                 raise
@@ -126,17 +128,16 @@ class _AnswerResponse(Response):
         await events.end()
 
     async def _events(self, events: EventStream) -> None:
-        reply = self._job.reply
+        reply, opening = self._job.reply, self._job.reply.opening()
         async with self._service.answer(self._job.asked) as answer:
             self._check_engine()
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
-                    for chunk in () if events.started else reply.opening():
+                    for chunk in opening:
                         await events.data(to_json(chunk))
+                    opening = []
                     await events.data(to_json(reply.piece(piece)))
-        for chunk in () if events.started else reply.opening():
-            await events.data(to_json(chunk))
-        for chunk in reply.closing(answer):
+        for chunk in [*opening, *reply.closing(answer)]:
             await events.data(to_json(chunk))
 
     def _check_engine(self) -> None:
@@ -166,10 +167,14 @@ def _check_model(engine: EdgeEngine, name: str) -> None:
 
 def _model_record(engine: EdgeEngine) -> dict[str, Any]:
     path = Path(engine.bundle.folder) / "manifest.json"
+    try:
+        created = int(path.stat().st_mtime)
+    except OSError:  # the folder was moved or removed: what was loaded goes on
+        created = 0
     return {
         "id": engine.bundle.manifest.name,
         "object": "model",
-        "created": int(path.stat().st_mtime),
+        "created": created,
         "owned_by": "tandem",
     }
 
