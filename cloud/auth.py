@@ -55,7 +55,10 @@ class Authenticator:
             if hmac.compare_digest(digest, known):
                 found = tenant
         if found is None:
-            raise AuthenticationError("the token is not one of this cloud's")
+            raise AuthenticationError(
+                "the token is not one of this cloud's: set TANDEM_TOKEN to one that `tandem cloud "
+                "token` printed there"
+            )
         return found
 
 
@@ -94,7 +97,10 @@ def _bearer_token(metadata: Metadata) -> bytes:
             scheme, _, token = text.partition(b" ")
             if scheme.lower() == b"bearer" and token:
                 return token
-    raise AuthenticationError("this cloud asks for a bearer token")
+    raise AuthenticationError(
+        "this cloud asks for a bearer token: set TANDEM_TOKEN to one that `tandem cloud token` "
+        "printed there"
+    )
 
 
 def read_token_file(path: Path) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -81,6 +82,9 @@ def serve(effective: Effective[CloudSettings]) -> None:
     import asyncio  # noqa: PLC0415
 
     from cloud.server import CloudServer  # noqa: PLC0415
+
+    if sys.stderr.isatty():
+        typer.echo(f"loading the model of {settings.bundle}", err=True)
 
     async def run() -> None:
         async with CloudServer(settings) as server:

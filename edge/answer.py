@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
 
 from shared.sampling import GREEDY, Sampling
 
 if TYPE_CHECKING:
-    from edge.controls import Controls
     from edge.engine import EdgeEngine
     from edge.generation import GeneratedToken
     from edge.generation_result import GenerationResult
@@ -38,7 +37,8 @@ class AnswerRequest:
         prompt_ids: tokens of the prompt, chat template applied.
         max_tokens: longest answer; ``None`` as long as the daemon allows and the model holds.
         stop: strings before which the text ends.
-        controls: instead of the daemon's own.
+        changes: to the daemon's controls as they are when it is this answer's turn, as
+            :meth:`edge.controls.Controls.asked` takes them.
         source: who asks, for logs and metrics: ``api``, ``page``, ``chat``.
     """
 
@@ -46,7 +46,7 @@ class AnswerRequest:
     max_tokens: int | None = None
     sampling: Sampling = GREEDY
     stop: tuple[str, ...] = ()
-    controls: Controls | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     source: str = "api"
 
 

@@ -137,7 +137,7 @@ def _new(chat: Chat, _argument: str) -> bool:
 
 def _help(chat: Chat, _argument: str) -> bool:
     for name, command in _COMMANDS.items():
-        chat.display.notice(f"  {f'/{name} {command.argument}':<46}{command.help}")
+        chat.display.notice(f"  {f'/{name} {command.argument}':<48} {command.help}")
     chat.display.notice(
         "Ctrl-C stops an answer; Ctrl-C twice or Ctrl-D leaves; // begins a question with a slash"
     )

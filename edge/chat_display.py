@@ -13,13 +13,13 @@ from rich.style import Style
 from rich.text import Text
 
 from edge.token_display import style_of
+from shared.terminal_text import harmless
 
 if TYPE_CHECKING:
     from edge.answer import Piece
     from edge.generation_result import GenerationResult
 
 _ALONE = Style(underline=True)  # as edge/token_display.py has it
-_CONTROLS = {code: "�" for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
 
 class ChatDisplay:
@@ -51,8 +51,7 @@ class ChatDisplay:
             return
         if self._console.is_terminal:
             style = style_of(piece.origin) + (_ALONE if piece.alone else Style.null())
-            # no model may steer the terminal
-            self._console.print(Text(text.translate(_CONTROLS), style), end="")
+            self._console.print(Text(harmless(text), style), end="")
         else:  # as it is, tabs and all
             self._console.file.write(text)
         self._console.file.flush()
@@ -71,11 +70,11 @@ class ChatDisplay:
 
     def notice(self, text: str) -> None:
         """Something worth knowing."""
-        self._aside.print(Text(text), style="dim")
+        self._aside.print(Text(harmless(text)), style="dim")
 
     def error(self, text: str) -> None:
         """Something that did not work, and what to do."""
-        self._aside.print(Text.assemble(("error: ", "bold red"), text))
+        self._aside.print(Text.assemble(("error: ", "bold red"), harmless(text)))
 
 
 class Notices(logging.Handler):

@@ -142,8 +142,10 @@ class CloudSession:
     ``channels`` outlive the session where they are given.  A ``persistent`` session is for an edge
     that can do without: it goes on trying also where the cloud is full or failed, and leaving the
     block does not wait for a cloud that is silent.  Any other goes on trying where others leave it
-    no room, as long as it would with a cloud that is silent.  ``openings`` counts connections that
-    the cloud took.  ``kept`` is a session to take up again, with its ``positions`` of the text.
+    no room, as long as it would with a cloud that is silent.  ``tells_guesses``: whether the cloud
+    hears what the edge goes on from meanwhile; if not, it works on behind a correction until the
+    edge has heard of it.  ``openings`` counts connections that the cloud took.  ``kept`` is a
+    session to take up again, with its ``positions`` of the text.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class CloudSession:
         observer: Observer | None = None,
         channels: Channels | None = None,
         persistent: bool = False,
+        tells_guesses: bool = True,
         kept: KeptSession | None = None,
     ) -> None:
         assert kept is None or kept.kind is source.kind
@@ -173,7 +176,7 @@ class CloudSession:
         self._clock = clock
         self._timeline = timeline
         self._observer = observer
-        self._persistent = persistent
+        self._persistent, self._tells_guesses = persistent, tells_guesses
         self._shared_channels = channels is not None
         self._channels = channels or Channels(endpoint)
         self._backlog = Backlog()
@@ -420,8 +423,8 @@ class CloudSession:
                 ) from error
         elif silence >= min(endpoint.connect_seconds, endpoint.give_up_seconds):
             raise CloudUnavailableError(
-                f"the cloud at {endpoint.address} cannot be reached ({error}): check the address, "
-                "and that both sides use TLS (--cloud-ca) or neither does"
+                f"the cloud at {endpoint.address} cannot be reached ({error}): is `tandem cloud "
+                "serve` running there, and do both sides use TLS (--cloud-ca) or neither?"
             ) from error
 
     async def _serve_one_connection(self, channel: grpc.aio.Channel) -> None:
@@ -494,7 +497,8 @@ class CloudSession:
                     self._unanswered.add(self._step + 1)
                     question.asked, question.heard_at = True, self._clock()
                     self._backlog.asked(question.position, question.heard_at)
-                    guess = None if question.answered else question.guess
+                    tell = self._tells_guesses and not question.answered
+                    guess = question.guess if tell else None
                     at, rest = question.next_position, question.expected - 1
                     self._asked_ahead |= question.lookahead > 0
                     await self._write(call, Escalate(at, rest, guess, question.lookahead))

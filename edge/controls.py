@@ -88,6 +88,19 @@ class Controls:
             cleared["aim"] = Aim.LATENCY
         return replace(self, **(cleared | values))
 
+    def asked(self, changes: Mapping[str, Any]) -> Controls:
+        """These controls as one request wants them, which may make its answer private but not
+        undo that all are.
+
+        Raises:
+            ConfigurationError: as :meth:`changed`, and for the wish to undo ``private``.
+        """
+        if self.private and changes.get("private") is False:
+            raise ConfigurationError(
+                "private cannot be false in a request: this daemon sends no token ids to the cloud"
+            )
+        return self.changed(changes)
+
     def as_record(self) -> dict[str, Any]:
         """As JSON has it: what :meth:`changed` takes."""
         return asdict(self) | {"mode": self.mode.value, "aim": self.aim.value}
@@ -126,7 +139,10 @@ def _parse(name: str, value: Any) -> Any:
         case "threshold" | "target_agreement" if isinstance(value, int | float) and not isinstance(
             value, bool
         ):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise ConfigurationError(f"{name} is not within [0, 1]") from None
     raise ConfigurationError(f"{name} cannot be {value!r}")
 
 

@@ -9,16 +9,17 @@ from urllib.parse import unquote, urlsplit
 
 from edge.doctor import Check, Finding, fail, ok
 from edge.doctor_network import Peer, check_name, check_port_open, check_tls
-from shared.errors import ConfigurationError
+from edge.mqtt_settings import BrokerSettings
+from shared.errors import ConfigurationError, TandemError
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
-_LOGIN_SECONDS = 3.0
+_LOGIN_SECONDS = 5.5
 
 
 @dataclass(frozen=True)
 class Broker:
     """``mqtt://[USER@]HOST[:PORT]``, or ``mqtts`` with TLS (by the system's authorities, unless
-    ``ca`` names another)."""
+    ``ca`` names another); the rest as the daemon has it."""
 
     host: str
     port: int
@@ -26,10 +27,21 @@ class Broker:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    insecure: bool = False
 
     @classmethod
-    def parse(cls, url: str, password: str | None = None, ca: Path | None = None) -> Broker:
-        """From ``--mqtt``; raises :class:`ConfigurationError`."""
+    def parse(
+        cls,
+        url: str,
+        password: str | None = None,
+        ca: Path | None = None,
+        certificate: Path | None = None,
+        key: Path | None = None,
+        insecure: bool = False,
+    ) -> Broker:
+        """From ``--mqtt`` and its like; raises :class:`ConfigurationError`."""
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -41,11 +53,37 @@ class Broker:
             raise ConfigurationError(
                 "a password in --mqtt is for all to see: set TANDEM_MQTT_PASSWORD"
             )
-        if ca is not None and parts.scheme != "mqtts":
-            raise ConfigurationError("--mqtt-ca is for TLS: --mqtt mqtts://...")
+        if (ca or certificate or key) and parts.scheme != "mqtts":
+            raise ConfigurationError(
+                "--mqtt-ca, --mqtt-cert and --mqtt-key are for TLS: --mqtt mqtts://..."
+            )
+        if (certificate is None) != (key is None):
+            raise ConfigurationError("--mqtt-cert and --mqtt-key come together")
         user = unquote(parts.username) if parts.username else None
         encrypted = parts.scheme == "mqtts"
-        return cls(parts.hostname, port or _PORTS[parts.scheme], encrypted, user, password, ca)
+        port = port or _PORTS[parts.scheme]
+        return cls(parts.hostname, port, encrypted, user, password, ca, certificate, key, insecure)
+
+    def settings(self) -> BrokerSettings:
+        """As the daemon would have them; raises :class:`ConfigurationError` where it would."""
+        ca = self.ca
+        if self.encrypted and ca is None:
+            system = ssl.get_default_verify_paths().cafile
+            if system is None:
+                raise ConfigurationError(
+                    "this system has no file of authorities: name one by --mqtt-ca"
+                )
+            ca = Path(system)
+        return BrokerSettings(
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            ca=ca,
+            certificate=self.certificate,
+            key=self.key,
+            insecure=self.insecure,
+        )
 
 
 def broker_checks(broker: Broker) -> list[Check]:
@@ -56,37 +94,34 @@ def broker_checks(broker: Broker) -> list[Check]:
         broker.port,
         "--mqtt-ca" if broker.encrypted else "--mqtt mqtts://... --mqtt-ca",
         broker.ca,
+        broker.certificate,
+        broker.key,
         system_ca=broker.encrypted,
-        certificate_advice="it wants a certificate of this device's, where Tandem logs in by name",
+        certificate_advice="give this device's own certificate: --mqtt-cert and --mqtt-key",
     )
     return [
         Check("broker name", lambda: check_name(peer), 2.0),
         Check("broker port", lambda: check_port_open(peer), 3.0),
         Check("broker TLS", lambda: check_tls(peer), 5.0),
-        Check("broker login", lambda: check_login(broker), _LOGIN_SECONDS + 0.5),
+        Check("broker login", lambda: check_login(broker), _LOGIN_SECONDS),
     ]
 
 
 async def check_login(broker: Broker) -> Finding:
     """Connect as the daemon would, and leave."""
+    from edge.mqtt_connection import connected  # noqa: PLC0415  (only where a broker is named)
+
+    check = "broker login"
     try:
-        import aiomqtt  # noqa: PLC0415  (only where a broker is named)
-    except ModuleNotFoundError:
-        return fail("broker login", "aiomqtt is missing", "pip install aiomqtt")
-    context = None
-    if broker.encrypted:
-        context = ssl.create_default_context(cafile=str(broker.ca) if broker.ca else None)
+        settings = broker.settings()
+    except ConfigurationError as error:
+        advice = "--mqtt mqtts://USER@HOST with --mqtt-ca; --mqtt-plaintext-password does without"
+        return fail(check, str(error), advice)
     who = f"as {broker.user}" if broker.user else "without a name"
+    who = "by its certificate" if broker.certificate and not broker.user else who
     try:
-        async with aiomqtt.Client(
-            broker.host,
-            broker.port,
-            username=broker.user,
-            password=broker.password,
-            tls_context=context,
-            timeout=_LOGIN_SECONDS,
-        ):
-            return ok("broker login", f"let in {who}")
-    except aiomqtt.MqttError as error:
-        advice = "check the user in --mqtt and TANDEM_MQTT_PASSWORD"
-        return fail("broker login", f"refused {who}: {error}", advice)
+        async with connected(settings):
+            return ok(check, f"let in {who}")
+    except TandemError as error:
+        advice = "check the user in --mqtt and TANDEM_MQTT_PASSWORD, or --mqtt-cert and --mqtt-key"
+        return fail(check, f"refused {who}: {error}", advice)

@@ -60,6 +60,19 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    mqtt_cert: Annotated[
+        Path | None,
+        typer.Option("--mqtt-cert", help="PEM certificate to show to the broker."),
+    ] = None,
+    mqtt_key: Annotated[
+        Path | None, typer.Option("--mqtt-key", help="PEM key of that certificate.")
+    ] = None,
+    mqtt_plaintext_password: Annotated[
+        bool,
+        typer.Option(
+            "--mqtt-plaintext-password", help="Send the password without TLS beyond this machine."
+        ),
+    ] = False,
     port: Annotated[
         int, typer.Option("--port", min=1, max=65535, help="Where the daemon is to listen.")
     ] = DAEMON_PORT,
@@ -81,9 +94,13 @@ def doctor(
     # gRPC's own log would run through the table
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     endpoint = opt.make_endpoint(cloud, token, cloud_ca, client_cert, client_key, plaintext_token)
-    if mqtt is None and mqtt_ca is not None:
-        raise ConfigurationError("--mqtt-ca is for a broker: name it with --mqtt")
-    broker = Broker.parse(mqtt, mqtt_password, mqtt_ca) if mqtt is not None else None
+    how = mqtt_ca, mqtt_cert, mqtt_key, mqtt_plaintext_password
+    if mqtt is None and any(how):
+        raise ConfigurationError(
+            "--mqtt-ca, --mqtt-cert, --mqtt-key and --mqtt-plaintext-password are for a broker: "
+            "name it with --mqtt"
+        )
+    broker = Broker.parse(mqtt, mqtt_password, *how) if mqtt is not None else None
     folder = bundle or default_bundle_folder()
     findings = asyncio.run(examine(folder, precision, threads, endpoint, broker, port))
     failed = any(finding.level is Level.FAIL for finding in findings)

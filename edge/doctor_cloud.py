@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Sequence
 from statistics import median
 
@@ -12,7 +11,7 @@ import grpc.aio
 from edge.cloud_channel import CloudEndpoint
 from edge.doctor import Check, Finding, fail, ok, warn
 from edge.doctor_network import Peer, check_name, check_port_open, check_tls
-from protos.tandem.v1.collaboration_pb2_grpc import CollaborationStub
+from edge.session_check import open_and_close
 from shared.clock import monotonic
 from shared.errors import (
     AuthenticationError,
@@ -20,19 +19,7 @@ from shared.errors import (
     ProtocolVersionError,
     TandemError,
 )
-from shared.messages import (
-    PROTOCOL_VERSION,
-    SESSION_ID_BYTES,
-    Close,
-    ContextKind,
-    EdgeMessage,
-    ErrorReply,
-    Open,
-    cloud_message_from_proto,
-    edge_message_to_proto,
-    error_of,
-)
-from shared.sampling import GREEDY
+from shared.messages import PROTOCOL_VERSION
 
 _HEALTH = "/grpc.health.v1.Health/Check"
 _ROUND_TRIPS = 9
@@ -66,12 +53,12 @@ async def check_session(endpoint: CloudEndpoint, fingerprint: str | None) -> lis
     error: TandemError | None = None
     try:
         try:
-            await _open_session(endpoint, fingerprint or "0" * 64)
+            await open_and_close(endpoint, fingerprint or "0" * 64)
         except grpc.aio.AioRpcError as raised:
             # a refusal that meets our message on its way is told by gRPC as an error of its own
             if raised.code() is not grpc.StatusCode.INTERNAL:
                 raise
-            await _open_session(endpoint, fingerprint or "0" * 64)
+            await open_and_close(endpoint, fingerprint or "0" * 64)
     except TandemError as raised:
         error = raised
     except grpc.aio.AioRpcError as raised:
@@ -85,36 +72,13 @@ async def check_session(endpoint: CloudEndpoint, fingerprint: str | None) -> lis
     return judge_session(error, fingerprint, has_token=endpoint.token is not None)
 
 
-async def _open_session(endpoint: CloudEndpoint, fingerprint: str) -> None:
-    session = secrets.token_bytes(SESSION_ID_BYTES)
-    opening = Open(PROTOCOL_VERSION, session, fingerprint, GREEDY, ContextKind.TOKEN_IDS)
-    async with endpoint.channel() as channel:
-        stub = CollaborationStub(channel)  # type: ignore[no-untyped-call]
-        call = stub.Session(metadata=(*endpoint.metadata, ("session_id", session.hex())))
-        try:
-            await call.write(edge_message_to_proto(EdgeMessage(1, opening)))
-            reply = await call.read()
-            if reply is grpc.aio.EOF:
-                raise grpc.aio.AioRpcError(
-                    await call.code(), grpc.aio.Metadata(), grpc.aio.Metadata(),
-                    details=await call.details(),
-                )  # fmt: skip
-            body = cloud_message_from_proto(reply).body
-            if isinstance(body, ErrorReply):
-                raise error_of(body)
-            await call.write(edge_message_to_proto(EdgeMessage(2, Close())))
-            await call.read()
-        finally:
-            call.cancel()
-
-
 def judge_session(
     error: TandemError | None, fingerprint: str | None, *, has_token: bool
 ) -> list[Finding]:
     """What the end of an attempt to open a session says of token, protocol and bundle."""
     if isinstance(error, AuthenticationError):
         advice = "set TANDEM_TOKEN to one that `tandem cloud token` printed there"
-        return [fail("cloud token", str(error), advice)]
+        return [fail("cloud token", str(error).partition(": set ")[0], advice)]
     token = ok("cloud token", "accepted" if has_token else "none is asked for")
     if isinstance(error, ProtocolVersionError):
         advice = "install the same release of Tandem on both sides"

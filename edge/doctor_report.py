@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edge.doctor import Finding
+from shared.terminal_text import harmless
 
 
 def show(findings: Sequence[Finding]) -> None:
@@ -20,9 +21,9 @@ def show(findings: Sequence[Finding]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in findings:
-        text = Text(finding.detail)
+        text = Text(harmless(finding.detail))
         if finding.advice:
-            text.append(f"\n→ {finding.advice}", "bold")
+            text.append(f"\n→ {harmless(finding.advice)}", "bold")
         level = finding.level.value
         table.add_row(Text(level, styles[level]), finding.check, text)
     console = Console(highlight=False)

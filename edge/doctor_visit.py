@@ -69,7 +69,7 @@ async def examine(
     if usable is not None and not any(f.check == "files" and f.advice for f in bundle_findings):
         # alone, so that it is timed undisturbed
         answer = Check(
-            "test answer", lambda: doctor_bundle.check_answer(usable, precision, threads), 6.0
+            "test answer", lambda: doctor_bundle.check_answer(usable, precision, threads), 30.0
         )
         bundle_findings += await run_check(answer)
     return [*chain.from_iterable(first), *bundle_findings, *chain.from_iterable(network)]

@@ -45,7 +45,8 @@ class EdgeEngine:
         self._precision = precision
         self._threads = threads
         template = ChatTemplate(bundle.manifest.tokenizer.chat_template)
-        self._chat = ChatEncoder(self.tokenizer, template)
+        positions = bundle.manifest.architecture.max_positions
+        self._chat = ChatEncoder(self.tokenizer, template, positions)
         self._model: ExitModel | None = None
         self.monitor = LinkMonitor(clock)
         self.last_plan: Plan | None = None  # of auto mode
@@ -74,6 +75,10 @@ class EdgeEngine:
         """Token ids of a conversation, up to where the assistant's words begin; text of messages
         never becomes a special token."""
         return self._chat.encode(messages)
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text as it is."""
+        return self._chat.encode_text(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of an answer's tokens, stop tokens left out."""

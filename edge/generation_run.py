@@ -282,5 +282,6 @@ class Generation:
             observer=SessionObserver(engine.monitor, run / manifest.architecture.layers),
             channels=engine.channels,
             persistent=auto,
+            tells_guesses=not self._options.wishes.private,
             kept=kept,
         )

@@ -1,4 +1,5 @@
-"""What every request passes before a route sees it: a known host, few headers, the API key."""
+"""What every request passes before a route sees it: a known host, few headers, no foreign page, the
+API key."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from edge.openai_errors import RequestError, error_response
 
 
 class Guard:
-    """ASGI middleware: refuses foreign Host headers and too many headers; numbers the requests.
+    """ASGI middleware: refuses foreign Host headers, too many headers and what the pages of other
+    sites make a browser ask; numbers the requests.
 
     The number goes back as ``x-request-id``, where OpenAI's clients look for it.
     """
@@ -33,19 +35,27 @@ class Guard:
                 MutableHeaders(scope=message)["x-request-id"] = number
             await send(message)
 
-        error = self._error(Headers(scope=scope))
+        error = self._error(Headers(scope=scope), scope["path"])
         if error is not None:
             await error_response(error)(scope, receive, numbered)
             return
         await self._app(scope, receive, numbered)
 
-    def _error(self, headers: Headers) -> RequestError | None:
+    def _error(self, headers: Headers, path: str) -> RequestError | None:
         settings = self._settings
         if len(headers) > settings.max_headers:
             return RequestError(
                 f"{len(headers)} headers are more than {settings.max_headers}",
                 code="too_many_headers",
                 status=431,
+            )
+        if headers.get("sec-fetch-site") == "cross-site" and not (
+            _followed_link(headers, path) or _named(headers.get("origin"), settings.cors_origins)
+        ):
+            return RequestError(
+                "a page of another site asks: name its origin among the CORS origins",
+                code="origin_not_allowed",
+                status=403,
             )
         if not settings.loopback and not settings.allowed_hosts:
             return None
@@ -59,6 +69,17 @@ class Guard:
                     status=403,
                 )
         return None
+
+
+def _named(origin: str | None, origins: tuple[str, ...]) -> bool:
+    return "*" in origins or origin in origins
+
+
+def _followed_link(headers: Headers, path: str) -> bool:
+    """Whether somebody followed a link to the daemon's page: no other page can read it, nor what it
+    asks then."""
+    kind = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return kind == ("navigate", "document") and not path.startswith(("/v1", "/tandem"))
 
 
 def known_host(header: str, allowed: tuple[str, ...]) -> bool:

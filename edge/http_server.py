@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from edge.http_connection import ConnectionLimits, HttpConnection
 from shared.errors import ConfigurationError
 from shared.transport import joined
 
-_MOST_CONNECTIONS = 256
+_LIMITS = ConnectionLimits()
 # for the last bytes of answers that have ended, and to tell clients of those that have not
 _LAST_BYTES_SECONDS = 3
 
@@ -44,26 +46,33 @@ def bind(host: str, port: int) -> socket.socket:
 
 class HttpServer:
     """``async with HttpServer(app, socket, host) as server``: ``app`` is served at
-    ``server.address``; leaving the block waits for the last bytes of answers, but for an error.
+    ``server.address``, over connections within ``limits``; leaving the block waits for the last
+    bytes of answers, but for an error.
 
     Raises:
         ConfigurationError: somebody else has begun to listen there.
     """
 
-    def __init__(self, app: ASGIApp, bound: socket.socket, host: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        bound: socket.socket,
+        host: str,
+        limits: ConnectionLimits = _LIMITS,
+    ) -> None:
         self._host, self._port = host, int(bound.getsockname()[1])
         self.address = joined(host, self._port)
         self._socket = bound
+        connection: Any = functools.partial(HttpConnection, limits=limits)
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                limit_concurrency=_MOST_CONNECTIONS,
                 timeout_graceful_shutdown=_LAST_BYTES_SECONDS,
             )
         )

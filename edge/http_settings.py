@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from shared.errors import ConfigurationError
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,7 @@ class HttpSettings:
     Attributes:
         api_key: clients send it as ``Authorization: Bearer KEY`` for ``/v1`` and ``/tandem``.
         cors_origins: web origins (``https://example.org``) whose pages may ask; ``*`` is any.
+            They are kept as browsers send them: small letters, no slash at the end.
         allowed_hosts: names besides loopback's that the Host header may carry; ``*`` is any.
         loopback: bound to loopback, so that the Host header is checked even if no name is allowed:
             a page elsewhere whose name suddenly resolves to 127.0.0.1 is then refused.
@@ -21,7 +25,7 @@ class HttpSettings:
         max_watchers: clients that may follow ``/tandem/events`` at once.
         body_seconds: time for a client to send its request's body.
         send_seconds: time for a client to take what is sent, before its answer is cancelled.
-        keepalive_seconds: silence on ``/tandem/events`` before a comment is sent.
+        keepalive_seconds: silence on a stream of events before a comment is sent.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -42,6 +46,13 @@ class HttpSettings:
             raise ConfigurationError(
                 "the API key must be printable ASCII without spaces: it travels in a header"
             )
+        origins = tuple(origin.lower().removesuffix("/") for origin in self.cors_origins)
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigurationError(
+                    f"{origin!r} among the CORS origins is none: https://example.org is"
+                )
+        object.__setattr__(self, "cors_origins", origins)
         for name in ("max_body_bytes", "max_headers", "max_messages", "max_watchers"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} {getattr(self, name)} is not at least 1")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.types import Message, Receive, Send
@@ -17,8 +18,12 @@ _HEADERS = [
 
 
 def to_json(value: Any) -> str:
-    """JSON as it is sent: UTF-8 as it is, no spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON as it is sent: UTF-8 as it is, no spaces.
+
+    U+2028 and U+2029 are escaped: some clients take them for ends of lines.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
@@ -64,6 +69,8 @@ class EventStream:
     def __init__(self, send: Send, seconds: float) -> None:
         self.started = False
         self._send = patient(send, seconds)
+        self._writing = asyncio.Lock()
+        self._written = asyncio.get_running_loop().time()
 
     async def data(self, text: str, event: str | None = None) -> None:
         """One event; ``text`` is a single line."""
@@ -73,12 +80,33 @@ class EventStream:
         """A line that clients skip, so that neither side takes the other for dead."""
         await self._write(f": {text}\n\n")
 
+    @asynccontextmanager
+    async def kept_alive(self, seconds: float) -> AsyncIterator[None]:
+        """While the block runs, send a comment after each ``seconds`` of silence."""
+        commenting = asyncio.create_task(self._comment_silence(seconds), name="keep alive")
+        try:
+            yield
+        finally:
+            commenting.cancel()
+            await asyncio.wait([commenting])
+
+    async def _comment_silence(self, seconds: float) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._written + seconds - clock())
+            if clock() >= self._written + seconds:
+                await self.comment("waiting")
+
     async def end(self) -> None:
         """End the response."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _write(self, text: str) -> None:
-        if not self.started:
-            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            self.started = True
-        await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        async with self._writing:
+            if not self.started:
+                start = {"type": "http.response.start", "status": 200, "headers": _HEADERS}
+                await self._send(start)
+                self.started = True
+            body = {"type": "http.response.body", "body": text.encode(), "more_body": True}
+            await self._send(body)
+            self._written = asyncio.get_running_loop().time()

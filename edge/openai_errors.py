@@ -18,6 +18,7 @@ from shared.errors import (
     ConfigurationError,
     DrainingError,
     InvalidMessageError,
+    PromptTooLongError,
     SessionError,
     TandemError,
 )
@@ -28,6 +29,7 @@ _INVALID, _BUSY, _SERVER = "invalid_request_error", "rate_limit_error", "server_
 _KINDS: tuple[tuple[type[TandemError], int, str, str | None], ...] = (
     (DrainingError, 503, _SERVER, "draining"),
     (BusyError, 429, _BUSY, "queue_full"),
+    (PromptTooLongError, 400, _INVALID, "context_length_exceeded"),
     (ConfigurationError, 400, _INVALID, None),
     (CloudUnavailableError, 503, _SERVER, "cloud_unavailable"),
     (BudgetExceededError, 503, _SERVER, "cloud_limit"),
@@ -75,7 +77,8 @@ def error_record(error: BaseException) -> tuple[int, dict[str, Any]]:
     message = "the daemon failed on this request; its log says how"
     if isinstance(error, RequestError):
         status, code, param = error.status, error.code, error.param
-        kind = "authentication_error" if status == 401 else _INVALID
+        kind = _SERVER if status >= 500 else _INVALID
+        kind = "authentication_error" if status == 401 else kind
         message = str(error)
     elif isinstance(error, TandemError):
         message = str(error)

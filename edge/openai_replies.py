@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge.answer import Answer, FinishReason, Piece
 from edge.generation import GeneratedToken, Mode
-from edge.token_text import TokenText
+from edge.token_text import TextOffsets, TokenText
 
 if TYPE_CHECKING:
     from edge.engine import EdgeEngine
@@ -150,7 +150,10 @@ class CompletionReply(Reply):
     """Of ``/v1/completions``."""
 
     kind, chunk_kind, prefix = "text_completion", "text_completion", "cmpl"
-    _offset = 0
+
+    def __init__(self, engine: EdgeEngine, *, logprobs: bool, include_usage: bool) -> None:
+        super().__init__(engine, logprobs=logprobs, include_usage=include_usage)
+        self._offsets = TextOffsets(engine.tokenizer)
 
     def _choice(self, text: str) -> Record:
         return {"text": text}
@@ -159,15 +162,11 @@ class CompletionReply(Reply):
         return {"text": text or ""}
 
     def _of_tokens(self, tokens: Sequence[GeneratedToken]) -> Record:
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offset)
-            self._offset += self._text.length(token.token_id)
         return {
             "tokens": [self._text.text(token.token_id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
             "top_logprobs": None,
-            "text_offset": offsets,
+            "text_offset": [self._offsets.next(token.token_id) for token in tokens],
         }
 
 

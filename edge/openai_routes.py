@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from edge.openai_errors import RequestError, error_record
 from edge.openai_replies import ChatReply, CompletionReply, Reply
 from edge.openai_schema import AnswerFields, parse_chat, parse_completion
 from edge.service import EdgeService
-from shared.chat import Message
 from shared.errors import BusyError, ConfigurationError, TandemError
 
 _LOG = logging.getLogger("tandem.edge")
@@ -35,11 +35,18 @@ _SOURCES = ("page", "chat")  # clients of our own say who they are
 def openai_routes(service: EdgeService, settings: HttpSettings) -> Sequence[BaseRoute]:
     """What lies below ``/v1``."""
 
+    # one after the other, or a few long prompts would take every core
+    encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+
+    async def encoded(encode: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        return await asyncio.get_running_loop().run_in_executor(encoder, encode)
+
     async def chat(request: Request) -> Response:
         body = await json_object(request, settings)
         fields = parse_chat(body, settings.max_messages)
         engine = _engine(service, fields)
-        prompt = await asyncio.to_thread(_encode_chat, engine, fields.conversation())
+        messages = fields.conversation()
+        prompt = await encoded(lambda: engine.encode_chat(messages))
         reply = ChatReply(engine, logprobs=fields.logprobs, include_usage=fields.include_usage)
         asked = _asked(service, engine, fields, fields.limit, prompt, "messages", _source(request))
         return _AnswerResponse(service, settings, _Job(asked, engine, reply, fields.stream))
@@ -47,7 +54,7 @@ def openai_routes(service: EdgeService, settings: HttpSettings) -> Sequence[Base
     async def completion(request: Request) -> Response:
         fields = parse_completion(await json_object(request, settings))
         engine = _engine(service, fields)
-        prompt = await asyncio.to_thread(_encode_prompt, engine, fields.single_prompt)
+        prompt = await encoded(lambda: _encode_prompt(engine, fields.single_prompt))
         reply = CompletionReply(
             engine, logprobs=fields.logprobs is not None, include_usage=fields.include_usage
         )
@@ -83,7 +90,8 @@ class _Job:
 class _AnswerResponse(Response):
     """Waits for its turn, answers, and is cancelled as soon as the client leaves.
 
-    The status is sent with the first words, so that what fails before has one of its own.
+    The status is sent with the first words, so that what fails before has one of its own; a stream
+    that has nothing to say for long begins with a comment.
     """
 
     def __init__(self, service: EdgeService, settings: HttpSettings, job: _Job) -> None:
@@ -108,7 +116,8 @@ class _AnswerResponse(Response):
     async def _stream(self, send: Send) -> None:
         events = EventStream(send, self._settings.send_seconds)
         try:
-            await self._events(events)
+            async with events.kept_alive(self._settings.keepalive_seconds):
+                await self._events(events)
         except Exception as error:
             if not events.started:
                 raise
@@ -119,17 +128,16 @@ class _AnswerResponse(Response):
         await events.end()
 
     async def _events(self, events: EventStream) -> None:
-        reply = self._job.reply
+        reply, opening = self._job.reply, self._job.reply.opening()
         async with self._service.answer(self._job.asked) as answer:
             self._check_engine()
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
-                    for chunk in () if events.started else reply.opening():
+                    for chunk in opening:
                         await events.data(to_json(chunk))
+                    opening = []
                     await events.data(to_json(reply.piece(piece)))
-        for chunk in () if events.started else reply.opening():
-            await events.data(to_json(chunk))
-        for chunk in reply.closing(answer):
+        for chunk in [*opening, *reply.closing(answer)]:
             await events.data(to_json(chunk))
 
     def _check_engine(self) -> None:
@@ -159,10 +167,14 @@ def _check_model(engine: EdgeEngine, name: str) -> None:
 
 def _model_record(engine: EdgeEngine) -> dict[str, Any]:
     path = Path(engine.bundle.folder) / "manifest.json"
+    try:
+        created = int(path.stat().st_mtime)
+    except OSError:  # the folder was moved or removed: what was loaded goes on
+        created = 0
     return {
         "id": engine.bundle.manifest.name,
         "object": "model",
-        "created": int(path.stat().st_mtime),
+        "created": created,
         "owned_by": "tandem",
     }
 
@@ -172,13 +184,9 @@ def _source(request: Request) -> str:
     return given if given in _SOURCES else "api"
 
 
-def _encode_chat(engine: EdgeEngine, messages: Sequence[Message]) -> tuple[int, ...]:
-    return engine.encode_chat(messages)
-
-
 def _encode_prompt(engine: EdgeEngine, prompt: str | list[int]) -> tuple[int, ...]:
     if isinstance(prompt, str):
-        return tuple(engine.tokenizer.encode(prompt).ids)
+        return engine.encode_text(prompt)
     size = engine.bundle.manifest.architecture.vocabulary_size
     for token in prompt:
         if not 0 <= token < size:
@@ -197,14 +205,14 @@ def _asked(
     param: str,
     source: str,
 ) -> AnswerRequest:
-    controls = _naming("tandem", lambda: service.controls.changed(fields.tandem))
+    controls = _naming("tandem", lambda: service.controls.asked(fields.tandem))
     _check_room(engine, controls, max_tokens, prompt, param)
     return AnswerRequest(
         prompt,
         max_tokens,
         fields.sampling(),
         tuple(fields.stop),
-        controls if fields.tandem else None,
+        fields.tandem,
         source,
     )
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from edge.answer import MAX_STOP_STRINGS
+from edge.control_errors import wrong_control
 from edge.openai_errors import RequestError, refusal
 from shared.chat import Message
 from shared.sampling import GREEDY, MAX_SEED, Sampling
@@ -51,8 +52,14 @@ _NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = _NEUTRAL | {
     "echo": (False,),
     "suffix": (),
 }
-# what a client sends back with an earlier answer
-_EMPTY_IN_MESSAGES = ("annotations", "audio", "function_call", "refusal", "tool_calls")
+# what a client sends back with an earlier answer, which had nothing of it
+_EMPTY_IN_MESSAGES: dict[str, tuple[Any, ...]] = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "refusal": ("",),
+    "tool_calls": ([],),
+}
 
 Request = TypeVar("Request", bound="AnswerFields")
 
@@ -155,6 +162,9 @@ class AnswerFields(_Strict):
                     param=f"tandem.{name}",
                     code="unknown_parameter",
                 )
+        if wrong := wrong_control(self.tandem):
+            name, error = wrong
+            raise RequestError(str(error), param=f"tandem.{name}", code="invalid_value")
         if self.tandem.get("target_agreement") is not None and not self.sampling().greedy:
             raise RequestError(
                 "target_agreement was measured on greedy answers: drop temperature, or set a "
@@ -287,5 +297,10 @@ def _without_empty(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     return {
-        name: value for name, value in message.items() if value or name not in _EMPTY_IN_MESSAGES
+        name: value
+        for name, value in message.items()
+        if not (
+            name in _EMPTY_IN_MESSAGES
+            and (value is None or any(_same(value, empty) for empty in _EMPTY_IN_MESSAGES[name]))
+        )
     }

@@ -121,7 +121,7 @@ class EdgeService:
         self._draining = False
         self._controls = controls
         self._engine = self._load(bundle)
-        self._check(controls)
+        self._check(controls, self._engine)
         self._lifetime = AsyncExitStack()
         self._ended = asyncio.Event()  # an answer has, or its wait
         self._lives: set[asyncio.Timeout] = set()
@@ -171,7 +171,8 @@ class EdgeService:
                 self._record(request, answer, error)
 
     def _generation(self, request: AnswerRequest) -> Generation:
-        engine, controls = self._engine, request.controls or self._controls
+        engine, controls = self._engine, self._controls.asked(request.changes)
+        self._check(controls, engine)
         room = engine.bundle.manifest.architecture.max_positions - len(request.prompt_ids)
         limit = request.max_tokens
         if limit is None and room > 0:  # otherwise the engine says what is wrong
@@ -253,16 +254,16 @@ class EdgeService:
 
     def set_controls(self, controls: Controls) -> None:
         """From the next answer on; raises :class:`ConfigurationError` for what cannot be."""
-        self._check(controls)
+        self._check(controls, self._engine)
         self._controls = controls
         self._notify()
 
-    def _check(self, controls: Controls) -> None:
+    def _check(self, controls: Controls, engine: EdgeEngine) -> None:
         if self._endpoint is None and controls.mode is not Mode.STANDALONE:
             raise ConfigurationError(
                 f"{controls.mode.value} mode needs a cloud: start the daemon with --cloud HOST:PORT"
             )
-        controls.options(self._engine.bundle, GREEDY)
+        controls.options(engine.bundle, GREEDY)
 
     async def reload(self, folder: Path | None = None) -> None:
         """Take up the bundle in ``folder`` (the one in use, if none is named) between two answers;
@@ -270,6 +271,7 @@ class EdgeService:
 
         Raises:
             BundleError: the bundle is missing, damaged or of another version.
+            ConfigurationError: the controls in force ask for what it does not have.
         """
         async with self._reloading:  # two would wait for each other's turns
             await self._reload(folder or self._engine.bundle.folder)
@@ -279,6 +281,7 @@ class EdgeService:
         loop = asyncio.get_running_loop()
         engine = self._load(await loop.run_in_executor(None, ModelBundle.load, path))
         try:
+            self._check(self._controls, engine)
             await loop.run_in_executor(None, engine.load_model)
         except BaseException:
             engine.close()
@@ -288,6 +291,7 @@ class EdgeService:
             for _ in range(self._parallel):  # after the answers that are being made
                 await self._turns.acquire()
                 turns += 1
+            self._check(self._controls, engine)  # they may have changed meanwhile
             old, self._engine = self._engine, engine
             await self._lifetime.aclose()
             old.close()
@@ -407,7 +411,7 @@ class EdgeService:
                     await probe.look()
                     self._link_known = True
                     if before != (True, self._engine.monitor.alive):
-                        self._notify()
+                        self._tell_link()
                 await asyncio.sleep(_PROBE_SECONDS)
 
         task = asyncio.create_task(look(), name="link probe")
@@ -416,6 +420,19 @@ class EdgeService:
         finally:
             task.cancel()
             await asyncio.wait([task])
+
+    def _tell_link(self) -> None:
+        """The link is up or down, and was not, or nobody knew."""
+        assert self._endpoint is not None
+        address = self._endpoint.address
+        if self._engine.monitor.alive:
+            _LOG.info("the cloud is there", extra={"fields": {"cloud": address}})
+        else:
+            _LOG.warning(
+                f"the cloud at {address} does not answer: is `tandem cloud serve` running there? "
+                "(`tandem doctor` looks closer; it is tried again all the time)"
+            )
+        self._notify()
 
 
 def _left(error: BaseException) -> bool:

@@ -115,7 +115,7 @@ class EdgeSettings(BaseModel):
         Aim.LATENCY, _ANSWERS, "What auto mode is after: time, the cloud's work, or the text."
     )
     private: bool = setting(
-        False, _ANSWERS, "Auto mode: hidden states only, never token ids to the cloud."
+        False, _ANSWERS, "Hidden states only, never token ids to the cloud; not in cloud-only mode."
     )
     max_tokens: int = setting(1024, _ANSWERS, "Longest answer, in tokens.", ge=1)
     parallel: int = setting(1, _ANSWERS, "Answers that are made at once.", ge=1, le=64)

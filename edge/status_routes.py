@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from edge.control_errors import wrong_control
 from edge.http_body import json_object
 from edge.http_settings import HttpSettings
 from edge.http_stream import EventStream, to_json, while_connected
@@ -44,7 +45,9 @@ def status_routes(service: EdgeService, settings: HttpSettings) -> Sequence[Base
         try:
             service.set_controls(service.controls.changed(changes))
         except ConfigurationError as error:
-            param = next(iter(changes)) if len(changes) == 1 else None
+            wrong = wrong_control(changes)
+            only = next(iter(changes)) if len(changes) == 1 else None
+            param = wrong[0] if wrong else only
             raise RequestError(str(error), param=param, code="invalid_value") from None
         return JSONResponse(service.controls.as_record())
 

@@ -11,6 +11,8 @@ from rich.style import Style
 from rich.text import Text
 from tokenizers.decoders import DecodeStream
 
+from shared.terminal_text import harmless
+
 if TYPE_CHECKING:
     from edge.engine import EdgeEngine
     from edge.generation import GeneratedToken
@@ -44,6 +46,8 @@ class TokenDisplay:
         piece = self._stream.step(self._engine.tokenizer, token.token_id)
         if piece:
             style = style_of(token.origin) + (_ALONE if token.alone else Style.null())
+            if self._console.is_terminal:  # a pipe gets it as it is
+                piece = harmless(piece)
             self._console.print(Text(piece, style), end="")
             self._console.file.flush()
             self._mid_line = True

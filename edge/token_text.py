@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
 
 
 class TokenText:
@@ -15,10 +16,6 @@ class TokenText:
         """The token alone; a part of a character is U+FFFD."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
-    def length(self, token_id: int) -> int:
-        """Characters of it in an answer's text, where special tokens have none."""
-        return len(self._tokenizer.decode([token_id], skip_special_tokens=True))
-
     def bytes(self, token_id: int) -> list[int] | None:
         """The token's UTF-8 bytes; ``None`` where they cannot be told."""
         text = self.text(token_id)
@@ -28,6 +25,27 @@ class TokenText:
         if all(letter in _BYTES for letter in spelled):
             return [_BYTES[letter] for letter in spelled]
         return None
+
+
+class TextOffsets:
+    """Where the tokens of an answer begin in its text, asked for one after the other."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._length = 0
+
+    def next(self, token_id: int) -> int:
+        """Characters before the next token; those that are parts of one character begin where it
+        does, and special tokens take no room."""
+        began = self._length
+        added = self._decoder.step(self._tokenizer, token_id) or ""
+        self._length += len(added)
+        alone = self._tokenizer.decode([token_id], skip_special_tokens=True)
+        if "\ufffd" not in alone and added.endswith(alone):
+            # a character before it was torn, which shows only now
+            return began + len(added) - len(alone)
+        return began
 
 
 def _byte_letters() -> dict[str, int]:

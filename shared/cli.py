@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from shared.errors import TandemError
+from shared.terminal_text import harmless
 
 _GROUP = "tandem.commands"
 _EXTRAS = {
@@ -110,7 +111,7 @@ def _extra_with(package: str, arguments: Sequence[str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+    return harmless(text).replace("[", "\\[")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
     TandemError
     ├── ConfigurationError        a flag, setting or file that the user can mend
     │   ├── BundleError           a bundle that is missing, damaged or of another version
+    │   ├── PromptTooLongError    a prompt that the model cannot hold
     │   └── LinkError             a simulated link, preset or packet trace that cannot be
     ├── InvalidMessageError       a message whose fields do not hold together
     │   ├── CodecError            a tensor payload that cannot be decoded
@@ -43,6 +44,10 @@ class ConfigurationError(TandemError):
 
 class BundleError(ConfigurationError):
     """A bundle that is missing, damaged or of another version."""
+
+
+class PromptTooLongError(ConfigurationError):
+    """A prompt that the model cannot hold, however it is divided into tokens."""
 
 
 class LinkError(ConfigurationError):

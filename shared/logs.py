@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
+_ESCAPES = {code: repr(chr(code))[1:-1] for code in [*range(32), *range(127, 160), 0x2028, 0x2029]}
 _PLAIN = re.compile(r"^[\w.:/@+-]+\Z", re.ASCII)
 
 
@@ -41,7 +42,8 @@ def configure_logging(level: str, form: LogFormat) -> None:
 
 
 class TextFormatter(logging.Formatter):
-    """``time level logger event key=value …``; values that could be misread are quoted."""
+    """``time level logger event key=value …``; values that could be misread are quoted, and control
+    characters escaped, so that nothing that is logged forges a line or steers a terminal."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -49,7 +51,12 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The line, without a traceback."""
         fields = (f" {name}={_quoted(value)}" for name, value in _fields(record).items())
-        return super().formatMessage(record) + "".join(fields)
+        return super().formatMessage(record).translate(_ESCAPES) + "".join(fields)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """The traceback, on lines of its own."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join(line.translate(_ESCAPES) for line in lines)
 
 
 class JsonFormatter(logging.Formatter):

@@ -90,6 +90,15 @@ class EdgeProcess:
                 await asyncio.sleep(0.02)
         return self.events(event)[0]
 
+    async def logged_like(self, words: str) -> dict[str, Any]:
+        """The first line whose event holds ``words``, once it is there."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                for line in map(json.loads, self.log.splitlines()):
+                    if words in line["event"]:
+                        return dict(line)
+                await asyncio.sleep(0.02)
+
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Send a signal."""
         self._process.send_signal(number)

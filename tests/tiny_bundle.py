@@ -33,8 +33,14 @@ def write_tiny_bundle(
     seed: int = 0,
     precisions: Sequence[Precision] = ("float32", "int8", "int4"),
     full_depth: bool = True,
+    *,
+    measured: bool = True,
 ) -> ModelBundle:
-    """Write the bundle into ``folder``; the same seed gives the same files."""
+    """Write the bundle into ``folder``; the same seed gives the same files.  One that was not
+    ``measured`` has no table of operating points."""
+    exits = tiny_exits(seed)
+    if not measured:
+        exits = replace(exits, operating_points=())
     return write_bundle(
-        tiny_model(seed), tiny_exits(seed), folder, precisions=precisions, full_depth=full_depth
+        tiny_model(seed), exits, folder, precisions=precisions, full_depth=full_depth
     )

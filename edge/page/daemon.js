@@ -101,7 +101,7 @@ function parse(block) {
   let event = "message";
   const data = [];
   for (const line of block.split(/\r?\n/)) {
-    const [, field, value] = /^([^:]*):? ?(.*)$/.exec(line);
+    const [, field, value] = /^([^:]*):? ?([^]*)$/.exec(line);
     if (field === "event") event = value;
     if (field === "data") data.push(value);
   }

@@ -31,8 +31,9 @@ OPTIONS = (
     options_for(threshold=0.3, context=ContextCodec.INT8),
     options_for(Mode.CLOUD_ONLY),
 )
-# what caches of allocator, gRPC and torch may come to for each cut after the first ones
-MEMORY_A_CUT = 64 << 10
+# what caches of allocator, gRPC and torch may come to after the first cuts: for each one more, and
+# in all, by how they happen to coincide
+MEMORY_A_CUT, MEMORY_ANYWAY = 64 << 10, 8 << 20
 PATIENT: dict[str, Any] = {"give_up_seconds": 120.0, "connect_seconds": 120.0}
 
 Job = tuple[tuple[int, ...], GenerationOptions]
@@ -112,7 +113,8 @@ async def test_cuts_at_random_bytes_change_no_text_and_leak_nothing(cuts: int) -
             await asyncio.gather(*(keep_asking(number) for number in range(len(JOBS))))
             assert link.cuts >= cuts
         await is_as_before(cloud, descriptors)
-        assert cloud.resident_bytes - warm[0] < MEMORY_A_CUT * (cuts - cuts // 2)
+        bound = MEMORY_ANYWAY + MEMORY_A_CUT * (cuts - cuts // 2)
+        assert cloud.resident_bytes - warm[0] < bound
         assert "ERROR" not in cloud.log
 
 

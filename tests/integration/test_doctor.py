@@ -26,10 +26,12 @@ from cloud.auth import add_token
 from cloud.server import CloudServer
 from edge.cloud_channel import CloudEndpoint
 from edge.doctor import Finding, Level, run_chain
-from edge.doctor_broker import Broker, broker_checks
+from edge.doctor_broker import Broker, broker_checks, check_login
 from edge.doctor_cloud import cloud_checks
 from shared.errors import ConfigurationError
 from tests.cloud_harness import settings_for, tiny_bundle
+from tests.mqtt_broker import EDGE
+from tests.mqtt_broker import Broker as MqttBroker
 
 OK, WARN, FAIL = Level.OK, Level.WARN, Level.FAIL
 FINGERPRINT = tiny_bundle().manifest.fingerprint
@@ -269,6 +271,52 @@ async def test_a_broker_with_tls(tmp_path: Path, authority: Authority) -> None:
         assert the_failure(await look_at_broker(url, "secret")).check == "broker TLS"
 
 
+@needs_mosquitto
+async def test_a_broker_that_wants_our_certificate() -> None:
+    async with MqttBroker(tls=True, client_certificates=True) as broker:
+        assert broker.authority is not None
+        url, ca = f"mqtts://localhost:{broker.port}", broker.authority.ca
+        failure = the_failure(await look_at_broker(url, None, ca))
+        assert "--mqtt-cert" in failure.advice
+        certificate, key = broker.authority.sign(EDGE)
+        checks = broker_checks(Broker.parse(url, None, ca, certificate, key))
+        # the certificate of the test's broker is for a few days
+        findings = await run_chain(checks, 60.0)
+        assert [f.level for f in findings] == [OK, OK, WARN, OK], findings
+        assert findings[-1].detail == "let in by its certificate"
+
+
+async def test_a_password_goes_to_no_other_machine_in_the_clear() -> None:
+    """As the daemon has it; only who says so sends it."""
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(4096))
+        writer.close()
+
+    elsewhere = other_address()
+    server = await asyncio.start_server(listen, elsewhere, 0)
+    async with server:
+        url = f"mqtt://device@{elsewhere}:{server.sockets[0].getsockname()[1]}"
+        finding = await check_login(Broker.parse(url, "hunter2"))
+        assert finding.level is FAIL
+        assert "in the clear" in finding.detail
+        assert "--mqtt-ca" in finding.advice
+        assert not heard
+        await check_login(Broker.parse(url, "hunter2", insecure=True))
+        assert b"hunter2" in heard[0]
+
+
+def other_address() -> str:
+    """One of this machine's that is not loopback's; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no network")
+        return str(probe.getsockname()[0])
+
+
 def test_a_broker_address_that_cannot_be() -> None:
     for url in ("broker:1883", "http://x", "mqtt://", "mqtt://a:secret@x", "mqtt://x:99999"):
         with pytest.raises(ConfigurationError) as raised:
@@ -276,6 +324,8 @@ def test_a_broker_address_that_cannot_be() -> None:
         assert "secret" not in str(raised.value)
     with pytest.raises(ConfigurationError):
         Broker.parse("mqtt://x", ca=Path("ca.pem"))
+    with pytest.raises(ConfigurationError, match="together"):
+        Broker.parse("mqtts://x", certificate=Path("device.pem"))
     assert Broker.parse("mqtts://x").port == 8883
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cloud.auth import add_token
 from cloud.server import CloudServer
 from tests.cloud_harness import WAIT_SECONDS, settings_for, tiny_bundle
 from tests.edge_harness import BreakableLink
@@ -258,3 +259,31 @@ async def test_systemd_hears_when_it_is_ready_and_when_it_drains(tmp_path: Path)
             edge.signal()
             assert await asyncio.to_thread(manager.recv, 100) == b"STOPPING=1"
             assert await edge.ended() == 0
+
+
+async def test_a_cloud_that_refuses_us_is_told_at_the_start(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    add_token(tokens, "team")
+    async with (
+        CloudServer(settings_for(tiny_bundle(), tokens=tokens)) as cloud,
+        EdgeProcess({"TANDEM_TOKEN": "wrong"}, cloud=cloud.address) as edge,
+    ):
+        line = await edge.logged_like("refuses us")
+        assert line["level"] == "warning"
+        assert "TANDEM_TOKEN" in line["event"]
+
+
+async def test_a_cloud_that_goes_and_comes_is_in_the_log() -> None:
+    async with (
+        CloudServer(settings_for(tiny_bundle())) as cloud,
+        BreakableLink(cloud.address) as link,
+        EdgeProcess(cloud=link.address) as edge,
+    ):
+        assert (await edge.logged("the cloud is there"))["cloud"] == link.address
+        link.block()
+        line = await edge.logged_like("does not answer")
+        assert line["level"] == "warning"
+        link.unblock()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while len(edge.events("the cloud is there")) < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)

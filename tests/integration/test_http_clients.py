@@ -18,6 +18,7 @@ from edge.controls import Controls
 from edge.generation import Mode
 from edge.http_app import HttpSettings
 from edge.service import Outcome
+from shared.chat import Message
 from tests.cloud_harness import WAIT_SECONDS, closed_gate, eventually, failing
 from tests.http_harness import SAY, Daemon, Ended, daemon, daemon_and_cloud, sse_events, text_of
 
@@ -106,6 +107,57 @@ async def test_leaving_the_queue(stream: bool) -> None:
             assert (await first).status_code == 200
         assert (await ended.next()).outcome is Outcome.FINISHED
         await free_again(edge, server)
+
+
+async def test_a_stream_that_waits_is_kept_alive() -> None:
+    """In the queue and before its first word; OpenAI's client passes over it."""
+    settings = HttpSettings(keepalive_seconds=0.05)
+    async with (
+        daemon_and_cloud(controls=CLOUD_ONLY, settings=settings) as (edge, server),
+        edge.http() as http,
+    ):
+        with closed_gate(server.batcher.model) as gate:
+            first = asyncio.create_task(http.post(CHAT, json=SHORT))
+            await gate.entered.wait()
+            asking = asyncio.create_task(
+                edge.openai().chat.completions.create(
+                    model="tiny-0", messages=SAY, max_tokens=8, stream=True
+                )
+            )
+            stream = await asking  # its status is there, though its turn is not
+            assert edge.service.status().waiting == 1
+            async with http.stream("POST", CHAT, json=SHORT | {"stream": True}) as response:
+                lines = response.aiter_lines()
+                assert [await anext(lines) for _ in range(4)] == [": waiting", ""] * 2
+                gate.open()
+                said = [json.loads(line[6:]) async for line in lines if line.startswith("data: {")]
+            chunks = [chunk async for chunk in stream]
+        text = (await first).json()["choices"][0]["message"]["content"]
+        assert text_of(said) == text
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+        for roles in (
+            [event["choices"][0]["delta"].get("role") for event in said],
+            [chunk.choices[0].delta.role for chunk in chunks],
+        ):
+            assert roles[0] == "assistant"
+            assert not any(roles[1:])
+
+
+async def test_an_error_behind_a_comment_is_an_event() -> None:
+    settings = HttpSettings(keepalive_seconds=0.05)
+    async with (
+        daemon_and_cloud(controls=CLOUD_ONLY, settings=settings) as (edge, server),
+        edge.http() as http,
+    ):
+        rows = len(edge.service.engine.encode_chat([Message("user", SAY[0]["content"])]))
+        model = server.batcher.model
+        with failing(model, RuntimeError("broken"), rows), closed_gate(model) as gate:
+            async with http.stream("POST", CHAT, json=SHORT | {"stream": True}) as response:
+                lines = response.aiter_lines()
+                assert await anext(lines) == ": waiting"
+                gate.open()
+                data = [line[6:] async for line in lines if line.startswith("data: ")]
+        assert [set(json.loads(data[0])), data[1:]] == [{"error"}, ["[DONE]"]]
 
 
 async def test_the_openai_client_that_closes_its_stream() -> None:

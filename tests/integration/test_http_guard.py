@@ -164,6 +164,51 @@ async def test_pages_that_are_named() -> None:
         assert refused.headers["access-control-allow-origin"] == "https://app.example"
 
 
+CROSS_SITE = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+
+async def test_pages_of_other_sites_reach_nothing_without_cors_either() -> None:
+    """An image or a script that names the daemon sends no preflight."""
+    async with daemon(routes=[Route("/", page)]) as edge, edge.http() as http:
+        for method, path in [*PRIVATE, ("GET", "/"), ("GET", "/health")]:
+            for more in ({}, {"origin": "https://evil.example"}, {"sec-fetch-dest": "image"}):
+                response = await http.request(method, path, headers=CROSS_SITE | more)
+                assert response.status_code == 403, path
+                assert response.json()["error"]["code"] == "origin_not_allowed"
+        for site in ("same-origin", "same-site", "none"):
+            response = await http.get("/tandem/status", headers={"sec-fetch-site": site})
+            assert response.status_code == 200
+
+
+async def test_a_link_elsewhere_leads_to_the_page_and_no_further() -> None:
+    async with daemon(routes=[Route("/", page)]) as edge, edge.http() as http:
+        assert (await http.get("/", headers=LINK)).text == "page"
+        frame = LINK | {"sec-fetch-dest": "iframe"}
+        assert (await http.get("/", headers=frame)).status_code == 403
+        for path in ("/tandem/status", "/tandem/events", "/v1/models"):
+            assert (await http.get(path, headers=LINK)).status_code == 403
+
+
+@pytest.mark.parametrize("named", ["https://app.example", "https://APP.example/", "*"])
+async def test_pages_of_other_sites_that_are_named(named: str) -> None:
+    settings = HttpSettings(cors_origins=(named,))
+    async with daemon(settings=settings) as edge, edge.http() as http:
+        headers = CROSS_SITE | {"origin": "https://app.example"}
+        response = await http.get("/tandem/status", headers=headers)
+        assert response.status_code == 200
+        allowed = response.headers["access-control-allow-origin"]
+        assert allowed == ("*" if named == "*" else "https://app.example")
+
+
+@pytest.mark.parametrize(
+    "origin", ["app.example", "https://app.example/page", "https://", "https://a b", "null"]
+)
+def test_origins_that_are_none(origin: str) -> None:
+    with pytest.raises(ConfigurationError, match="CORS"):
+        HttpSettings(cors_origins=("https://app.example", origin))
+
+
 async def test_many_headers() -> None:
     async with daemon() as edge, edge.http() as http:
         few = {f"x-{number}": "1" for number in range(50)}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,6 +16,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from edge.controls import Controls
 from edge.generation import Mode
 from shared.chat import Message
+from shared.model_bundle import ModelBundle
 from tests.cloud_harness import WAIT_SECONDS, tiny_bundle
 from tests.edge_harness import full_answer
 from tests.http_harness import (
@@ -179,6 +182,21 @@ async def test_a_completion_satisfies_the_published_schema() -> None:
         assert streamed == logprobs.text_offset
 
 
+async def test_offsets_behind_characters_of_several_tokens() -> None:
+    """Each token is found where its offset says; parts of a character are where it is."""
+    body = {"prompt": "x", "max_tokens": 120, "logprobs": 0, "temperature": 2.0}
+    wide = 0
+    async with daemon() as edge, edge.http() as http:
+        for seed in range(8):
+            answer = (await http.post(COMPLETE, json=body | {"seed": seed})).json()
+            text, logprobs = answer["choices"][0]["text"], answer["choices"][0]["logprobs"]
+            for offset, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
+                if "\ufffd" not in token and not token.startswith("<|"):
+                    assert text[offset : offset + len(token)] == token
+            wide += sum(len(letter.encode()) > 1 and letter != "\ufffd" for letter in text)
+    assert wide > 10  # of the characters that were made of several tokens
+
+
 async def test_completions_of_text_and_of_its_tokens_are_the_same() -> None:
     async with daemon() as edge:
         client = edge.openai()
@@ -309,3 +327,14 @@ async def test_the_same_bundle_answers_while_its_clients_come_and_go() -> None:
         assert texts == alone
         assert len(set(texts)) > 1
         assert engine.bundle.manifest.fingerprint == tiny_bundle().manifest.fingerprint
+
+
+async def test_a_bundle_whose_folder_was_moved_is_still_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle().folder, folder)
+    async with daemon(ModelBundle.load(folder)) as edge, edge.http() as http:
+        before = (await http.get("/v1/models/tiny-0")).json()
+        folder.rename(tmp_path / "elsewhere")
+        moved = validated(Model, (await http.get("/v1/models/tiny-0")).content)
+        assert (moved.id, moved.object) == (before["id"], "model")
+        assert len((await http.get("/v1/models")).json()["data"]) == 1

@@ -136,7 +136,12 @@ async def test_unsupported_fields_of_a_completion(
             "stream_options.include_obfuscation",
         ),
         ({"tandem": {"max_tokens": 5}}, "tandem.max_tokens"),
-        ({"tandem": {"mode": "turbo"}}, "tandem"),
+        ({"tandem": {"mode": "turbo"}}, "tandem.mode"),
+        ({"tandem": {"private": False, "mode": ["auto"]}}, "tandem.mode"),
+        ({"tandem": {"mode": "collaborative", "threshold": 2}}, "tandem.threshold"),
+        ({"tandem": {"target_agreement": "high"}}, "tandem.target_agreement"),
+        ({"tandem": {"aim": "speed"}}, "tandem.aim"),
+        ({"tandem": {"private": "no"}}, "tandem.private"),
         ({"tandem": {"threshold": 0.5}}, "tandem"),
         ({"tandem": 5}, "tandem"),
         ({"model": "gpt-5"}, "model"),
@@ -147,6 +152,55 @@ async def test_wrong_requests(edge: Daemon, change: dict[str, Any], param: str) 
     assert response.status_code == (404 if param == "model" else 400), response.text
     assert error(response)["param"] == param
     assert error(response)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("audio", 0),
+        ("audio", {}),
+        ("audio", False),
+        ("refusal", 0),
+        ("tool_calls", 0),
+        ("tool_calls", ""),
+        ("annotations", {}),
+        ("function_call", 0),
+        ("function_call", {}),
+    ],
+)
+async def test_what_an_earlier_answer_cannot_have_carried(
+    edge: Daemon, name: str, value: Any
+) -> None:
+    said = {"role": "assistant", "content": "x", name: value}
+    response = await post(edge, CHAT, {"messages": [*SAY, said, *SAY]})
+    assert response.status_code == 400
+    assert error(response)["param"] == f"messages[1].{name}"
+
+
+async def test_what_an_earlier_answer_carried_is_let_pass(edge: Daemon) -> None:
+    empty: dict[str, Any] = {"refusal": None, "annotations": [], "audio": None, "tool_calls": []}
+    turn = {"role": "assistant", "content": "x"}
+    answers = [
+        (await post(edge, CHAT, {"messages": [*SAY, said, *SAY], "max_tokens": 4})).json()
+        for said in (turn, turn | empty | {"function_call": None}, turn | {"refusal": ""})
+    ]
+    assert answers[0]["choices"] == answers[1]["choices"] == answers[2]["choices"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"private": False, "threshold": 2}, "threshold"),
+        ({"mode": "turbo", "max_tokens": 5}, "mode"),
+        ({"mode": "standalone", "x": 1}, "x"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"threshold": 0.5}, "threshold"),
+    ],
+)
+async def test_controls_that_cannot_be(edge: Daemon, changes: dict[str, Any], param: str) -> None:
+    response = await post(edge, "/tandem/controls", changes)
+    assert response.status_code == 400
+    assert error(response)["param"] == param
 
 
 async def test_a_mode_that_needs_a_cloud(edge: Daemon) -> None:
@@ -289,3 +343,27 @@ async def test_unknown_paths_and_methods(edge: Daemon, method: str, path: str, s
     assert response.status_code == status
     assert error(response)["type"] == "invalid_request_error"
     assert response.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("name", ["threshold", "target_agreement"])
+async def test_numbers_of_any_size_are_judged(edge: Daemon, name: str) -> None:
+    big = "1" + "0" * 400
+    body = f'{{"messages": [{{"role": "user", "content": "x"}}], "tandem": {{"{name}": {big}}}}}'
+    async with edge.http() as http:
+        headers = {"content-type": "application/json"}
+        response = await http.post(CHAT, content=body, headers=headers)
+    assert response.status_code == 400
+    assert name in error(response)["message"]
+
+
+async def test_a_prompt_that_cannot_fit_is_told_by_its_code(edge: Daemon) -> None:
+    async with daemon(settings=HttpSettings()) as other:
+        text = "a" * 500_000
+        bodies = {
+            CHAT: {"messages": [{"role": "user", "content": text}]},
+            COMPLETE: {"prompt": text},
+        }
+        for path, body in bodies.items():
+            response = await post(other, path, body)
+            assert response.status_code == 400
+            assert error(response)["code"] == "context_length_exceeded"

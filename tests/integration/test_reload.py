@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
 from edge.answer import AnswerRequest
+from edge.cloud_channel import CloudEndpoint
 from edge.controls import Controls
 from edge.generation import Mode
 from edge.service import EdgeService
-from shared.errors import BundleError
+from shared.errors import BundleError, ConfigurationError
 from tests.cloud_harness import WAIT_SECONDS, tiny_bundle
 from tests.edge_harness import PROMPTS
+from tests.tiny_bundle import write_tiny_bundle
 
 
 async def answer(service: EdgeService) -> str:
@@ -50,3 +53,19 @@ async def test_a_reload_that_fails_or_is_cancelled_leaves_all_as_it_was() -> Non
                 await asyncio.wait_for(reloading, 0.2)
         assert s.engine is before
         assert await answer(s) == first
+
+
+async def test_a_bundle_that_the_controls_do_not_fit_is_not_taken_up(tmp_path: Path) -> None:
+    bare = write_tiny_bundle(tmp_path / "bare", measured=False)
+    controls = Controls(Mode.COLLABORATIVE, target_agreement=0.9)
+    endpoint = CloudEndpoint("127.0.0.1:9")
+    async with EdgeService(
+        tiny_bundle(), controls, precision="float32", threads=1, endpoint=endpoint
+    ) as s:
+        before = s.engine
+        with pytest.raises(ConfigurationError, match="table"):
+            await s.reload(bare.folder)
+        assert s.engine is before
+        s.set_controls(Controls(Mode.STANDALONE))
+        await s.reload(bare.folder)
+        assert await answer(s)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloud import collaboration_service
 from edge.answer import AnswerRequest, FinishReason
 from edge.cloud_channel import CloudEndpoint
+from edge.controller import Aim
 from edge.controls import Controls
 from edge.generation import Mode
 from edge.service import EdgeService, Outcome
 from shared.errors import BundleError, BusyError, ConfigurationError, DrainingError
+from shared.messages import Context, EdgeMessage, Escalate, edge_message_from_bytes
 from shared.sampling import Sampling
 from tests.cloud_harness import eventually, serving, tiny_bundle
 from tests.edge_harness import PROMPTS, full_answer
@@ -106,7 +109,7 @@ async def test_several_at_once() -> None:
     [
         AnswerRequest(()),
         AnswerRequest(PROMPTS[0] * 300),
-        AnswerRequest(PROMPTS[0], controls=Controls(Mode.CLOUD_ONLY)),
+        AnswerRequest(PROMPTS[0], changes={"mode": "cloud-only"}),
     ],
 )
 async def test_what_cannot_be_met_does_not_wait(request_: AnswerRequest) -> None:
@@ -191,7 +194,7 @@ async def test_controls_count_from_the_next_answer_on() -> None:
         edge.set_controls(edge.controls.changed({"mode": "cloud-only", "max_tokens": 3}))
         await answered(edge)
         assert edge.status().origins["cloud"] == 3
-        await answered(edge, AnswerRequest(PROMPTS[0], 5, controls=STANDALONE))
+        await answered(edge, AnswerRequest(PROMPTS[0], 5, changes={"mode": "standalone"}))
         assert edge.status().origins["cloud"] == 3
 
 
@@ -226,3 +229,66 @@ async def test_text_and_tokens_of_pieces_add_up() -> None:
                 pieces = [piece async for piece in answer.pieces()]
             assert "".join(piece.text for piece in pieces) == answer.result().text == answer.text
             assert [token for piece in pieces for token in piece.tokens] == answer.tokens
+
+
+async def test_a_request_may_be_more_private_than_the_daemon_not_less() -> None:
+    controls = Controls(Mode.AUTO, private=True)
+    async with serving() as server, service(controls, server.address) as edge:
+        for changes in ({"private": False}, {"mode": "cloud-only", "private": False}):
+            with pytest.raises(ConfigurationError, match="private"):
+                await answered(edge, AnswerRequest(PROMPTS[0], 5, changes=changes))
+        edge.set_controls(controls.changed({"private": False}))
+        await answered(edge, AnswerRequest(PROMPTS[0], 5, changes={"private": True}))
+
+
+async def test_a_request_that_waits_is_made_under_the_controls_of_its_turn() -> None:
+    async with serving() as server, service(Controls(Mode.AUTO), server.address) as edge:
+        request = AnswerRequest(PROMPTS[0], 5, changes={"aim": "quality"})
+        async with answering(edge):
+            waiting = asyncio.create_task(answered(edge, request))
+            await eventually(lambda: edge.status().waiting == 1)
+            edge.set_controls(edge.controls.changed({"private": True}))
+        with overheard() as said:
+            await waiting
+        assert any(isinstance(body, Escalate) for body in said)
+        assert not tokens_told(said)
+
+
+@pytest.mark.parametrize("aim", Aim)
+async def test_nothing_private_is_told_in_token_ids(aim: Aim) -> None:
+    """Neither as context nor as the guess that the edge goes on from."""
+    controls = Controls(Mode.AUTO, aim=aim, private=True)
+    async with serving() as server, service(controls, server.address) as edge:
+        for prompt in PROMPTS[:4]:  # the later ones with what the first have measured
+            with overheard() as said:
+                await answered(edge, AnswerRequest(prompt, 16))
+            assert any(isinstance(body, Context) for body in said)
+            assert not tokens_told(said)
+        edge.set_controls(controls.changed({"private": False}))
+        with overheard() as said:
+            await answered(edge, AnswerRequest(PROMPTS[4], 16))
+        assert tokens_told(said) or aim is Aim.COST
+
+
+@contextmanager
+def overheard() -> Iterator[list[object]]:
+    """What edges say to the cloud within the block."""
+    said: list[object] = []
+
+    def parse(data: bytes) -> EdgeMessage:
+        message = edge_message_from_bytes(data)
+        said.append(message.body)
+        return message
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collaboration_service, "edge_message_from_bytes", parse)
+        yield said
+
+
+def tokens_told(said: Sequence[object]) -> list[object]:
+    return [
+        body
+        for body in said
+        if (isinstance(body, Escalate) and body.guess is not None)
+        or (isinstance(body, Context) and isinstance(body.payload, tuple))
+    ]

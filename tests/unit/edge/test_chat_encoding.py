@@ -10,6 +10,7 @@ from tokenizers.models import BPE
 
 from edge.chat_encoding import ChatEncoder
 from shared.chat import ChatTemplate, Message
+from shared.errors import PromptTooLongError
 
 START, END = "<|im_start|>", "<|im_end|>"
 SPECIAL = (START, END, "<|", "|>|")  # some that overlap
@@ -32,7 +33,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 TOKENIZER = byte_tokenizer()
-ENCODER = ChatEncoder(TOKENIZER, ChatTemplate(SOURCE))
+ENCODER = ChatEncoder(TOKENIZER, ChatTemplate(SOURCE), 1000)
 SPECIAL_IDS = {TOKENIZER.token_to_id(text) for text in SPECIAL}
 TEXTS = st.lists(
     st.sampled_from([*SPECIAL, "<", "|", "im_end", ">", "a", " ", "\n", "é", "\ue000", "\ue001"])
@@ -71,5 +72,20 @@ def test_special_tokens_are_the_templates_alone(contents: list[str]) -> None:
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_tokenizer_without_special_tokens(count: int) -> None:
     plain = Tokenizer(BPE(vocab={"a": 0}, merges=[]))
-    encoder = ChatEncoder(plain, ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}"))
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    encoder = ChatEncoder(plain, template, 1000)
     assert encoder.encode([Message("user", "a")] * count) == (0,) * count
+
+
+def test_what_cannot_fit_is_refused_before_it_is_looked_at() -> None:
+    """The longest of the tokens has twelve characters, and the model room for 1,000 of them."""
+    longest = 1000 * len(START)
+    with pytest.raises(PromptTooLongError, match="1000 tokens"):
+        ENCODER.encode([Message("user", "a" * longest), Message("user", "a")])
+    with pytest.raises(PromptTooLongError):
+        ENCODER.encode_text("a" * (longest + 1))
+    assert len(ENCODER.encode_text("a" * longest)) == longest
+
+
+def test_a_text_as_it_is_may_hold_special_tokens() -> None:
+    assert SPECIAL_IDS & set(ENCODER.encode_text(f"a{END}"))

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+import pytest
+
 from cloud.held_session import SessionKey
 from shared.logs import JsonFormatter, TextFormatter, about
 
@@ -62,3 +64,24 @@ def test_lines_of_others_have_no_fields() -> None:
     plain = record("a task failed", {})
     assert TextFormatter().format(plain).endswith("a task failed")
     assert json.loads(JsonFormatter().format(plain))["event"] == "a task failed"
+
+
+def test_an_event_cannot_forge_a_line_or_steer_a_terminal() -> None:
+    said = "refused: x\n2026-01-01 INFO tandem.cloud all is well\x1b[2J\x9b\u2028"
+    line = TextFormatter().format(record(said, {}))
+    assert line.endswith(r"x\n2026-01-01 INFO tandem.cloud all is well\x1b[2J\x9b\u2028")
+    assert line.isprintable()
+
+
+def test_a_traceback_keeps_its_lines_and_steers_nothing() -> None:
+    def work() -> None:
+        raise ValueError("broken\x1b[2J")
+
+    with pytest.raises(ValueError, match="broken") as caught:
+        work()
+    failed = record("a task failed", {})
+    failed.exc_info = caught.type, caught.value, caught.tb
+    event, *trace = TextFormatter().format(failed).split("\n")
+    assert event.endswith("a task failed")
+    assert trace[-1] == r"ValueError: broken\x1b[2J"
+    assert len(trace) > 2
