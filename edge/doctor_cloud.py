@@ -52,13 +52,7 @@ async def check_session(endpoint: CloudEndpoint, fingerprint: str | None) -> lis
     """Open a session, and close it."""
     error: TandemError | None = None
     try:
-        try:
-            await open_and_close(endpoint, fingerprint or "0" * 64)
-        except grpc.aio.AioRpcError as raised:
-            # a refusal that meets our message on its way is told by gRPC as an error of its own
-            if raised.code() is not grpc.StatusCode.INTERNAL:
-                raise
-            await open_and_close(endpoint, fingerprint or "0" * 64)
+        await open_and_close(endpoint, fingerprint or "0" * 64)
     except TandemError as raised:
         error = raised
     except grpc.aio.AioRpcError as raised:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from starlette.types import Message, Receive, Send
+
+from shared.background import in_background
 
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -80,15 +82,9 @@ class EventStream:
         """A line that clients skip, so that neither side takes the other for dead."""
         await self._write(f": {text}\n\n")
 
-    @asynccontextmanager
-    async def kept_alive(self, seconds: float) -> AsyncIterator[None]:
+    def kept_alive(self, seconds: float) -> AbstractAsyncContextManager[None]:
         """While the block runs, send a comment after each ``seconds`` of silence."""
-        commenting = asyncio.create_task(self._comment_silence(seconds), name="keep alive")
-        try:
-            yield
-        finally:
-            commenting.cancel()
-            await asyncio.wait([commenting])
+        return in_background(self._comment_silence(seconds), "keep alive")
 
     async def _comment_silence(self, seconds: float) -> None:
         clock = asyncio.get_running_loop().time

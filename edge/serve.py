@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from edge.answer_log import AnswerLog
-from edge.cloud_channel import CloudEndpoint
 from edge.http_app import HttpSettings, http_app
 from edge.http_server import HttpServer, bind
 from edge.metrics import EdgeMetrics
@@ -21,6 +20,7 @@ from edge.page_routes import page_routes
 from edge.service import EdgeService
 from edge.settings import EdgeSettings
 from edge.systemd_notify import notify
+from shared.background import in_background
 from shared.clock import Clock, monotonic
 from shared.logs import about
 from shared.model_bundle import ModelBundle
@@ -90,7 +90,10 @@ class EdgeDaemon:
             stack.enter_context(port_file(settings.port_file, server.address))
             if endpoint is not None:
                 fingerprint = self.service.engine.bundle.manifest.fingerprint
-                await stack.enter_async_context(_looking(endpoint, fingerprint))
+                from edge.session_check import warn_if_refused  # noqa: PLC0415  (gRPC: 10 MB)
+
+                look = warn_if_refused(endpoint, fingerprint)
+                await stack.enter_async_context(in_background(look, "session check"))
             notify("READY=1")
             self._stack = stack.pop_all()
         return self
@@ -119,19 +122,6 @@ class EdgeDaemon:
         seconds = self._settings.drain_seconds
         if not await self.service.drain(seconds):
             _LOG.warning("answers cut short", extra=about(after_seconds=seconds))
-
-
-@contextlib.asynccontextmanager
-async def _looking(endpoint: CloudEndpoint, fingerprint: str) -> AsyncIterator[None]:
-    """Look meanwhile whether the cloud takes our sessions, and log if it refuses them."""
-    from edge.session_check import warn_if_refused  # noqa: PLC0415  (gRPC: 10 MB, unless alone)
-
-    task = asyncio.create_task(warn_if_refused(endpoint, fingerprint), name="session check")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 @contextlib.contextmanager

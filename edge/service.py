@@ -22,12 +22,14 @@ from edge.controls import Controls
 from edge.conversations import Conversations
 from edge.engine import EdgeEngine
 from edge.generation import Mode
+from edge.generation_options import GenerationOptions
 from edge.generation_result import GenerationResult
 from edge.generation_run import Generation
+from shared.background import in_background
 from shared.clock import Clock, monotonic
 from shared.errors import BusyError, ConfigurationError, DrainingError, TandemError
 from shared.model_bundle import ModelBundle, Precision
-from shared.sampling import GREEDY
+from shared.sampling import GREEDY, Sampling
 
 _RECENT = 20  # answers that the live figures are about
 _PROBE_SECONDS = 5.0
@@ -121,7 +123,7 @@ class EdgeService:
         self._draining = False
         self._controls = controls
         self._engine = self._load(bundle)
-        self._check(controls, self._engine)
+        self._options(controls, self._engine)
         self._lifetime = AsyncExitStack()
         self._ended = asyncio.Event()  # an answer has, or its wait
         self._lives: set[asyncio.Timeout] = set()
@@ -172,12 +174,11 @@ class EdgeService:
 
     def _generation(self, request: AnswerRequest) -> Generation:
         engine, controls = self._engine, self._controls.asked(request.changes)
-        self._check(controls, engine)
         room = engine.bundle.manifest.architecture.max_positions - len(request.prompt_ids)
         limit = request.max_tokens
         if limit is None and room > 0:  # otherwise the engine says what is wrong
             limit = room
-        options = controls.options(engine.bundle, request.sampling, limit)
+        options = self._options(controls, engine, request.sampling, limit)
         return engine.generation(request.prompt_ids, options)
 
     @asynccontextmanager
@@ -254,16 +255,23 @@ class EdgeService:
 
     def set_controls(self, controls: Controls) -> None:
         """From the next answer on; raises :class:`ConfigurationError` for what cannot be."""
-        self._check(controls, self._engine)
+        self._options(controls, self._engine)
         self._controls = controls
         self._notify()
 
-    def _check(self, controls: Controls, engine: EdgeEngine) -> None:
+    def _options(
+        self,
+        controls: Controls,
+        engine: EdgeEngine,
+        sampling: Sampling = GREEDY,
+        max_tokens: int | None = None,
+    ) -> GenerationOptions:
+        """For one generation; raises :class:`ConfigurationError` for controls that cannot be."""
         if self._endpoint is None and controls.mode is not Mode.STANDALONE:
             raise ConfigurationError(
                 f"{controls.mode.value} mode needs a cloud: start the daemon with --cloud HOST:PORT"
             )
-        controls.options(engine.bundle, GREEDY)
+        return controls.options(engine.bundle, sampling, max_tokens)
 
     async def reload(self, folder: Path | None = None) -> None:
         """Take up the bundle in ``folder`` (the one in use, if none is named) between two answers;
@@ -281,7 +289,7 @@ class EdgeService:
         loop = asyncio.get_running_loop()
         engine = self._load(await loop.run_in_executor(None, ModelBundle.load, path))
         try:
-            self._check(self._controls, engine)
+            self._options(self._controls, engine)
             await loop.run_in_executor(None, engine.load_model)
         except BaseException:
             engine.close()
@@ -291,7 +299,7 @@ class EdgeService:
             for _ in range(self._parallel):  # after the answers that are being made
                 await self._turns.acquire()
                 turns += 1
-            self._check(self._controls, engine)  # they may have changed meanwhile
+            self._options(self._controls, engine)  # they may have changed meanwhile
             old, self._engine = self._engine, engine
             await self._lifetime.aclose()
             old.close()
@@ -414,12 +422,8 @@ class EdgeService:
                         self._tell_link()
                 await asyncio.sleep(_PROBE_SECONDS)
 
-        task = asyncio.create_task(look(), name="link probe")
-        try:
+        async with in_background(look(), "link probe"):
             yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
 
     def _tell_link(self) -> None:
         """The link is up or down, and was not, or nobody knew."""

@@ -54,6 +54,16 @@ async def open_and_close(endpoint: CloudEndpoint, fingerprint: str) -> None:
         TandemError: as the cloud says it.
         grpc.aio.AioRpcError: the stream ended without an error message of ours.
     """
+    try:
+        await _open_and_close(endpoint, fingerprint)
+    except grpc.aio.AioRpcError as error:
+        # a refusal that meets our message on its way is told by gRPC as an error of its own
+        if error.code() is not grpc.StatusCode.INTERNAL:
+            raise
+        await _open_and_close(endpoint, fingerprint)
+
+
+async def _open_and_close(endpoint: CloudEndpoint, fingerprint: str) -> None:
     session = secrets.token_bytes(SESSION_ID_BYTES)
     opening = Open(PROTOCOL_VERSION, session, fingerprint, GREEDY, ContextKind.TOKEN_IDS)
     async with endpoint.channel() as channel:

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
+from simulator.bench.markdown import table
 from simulator.fleet.capacity import Capacity, Scenario
-from simulator.fleet.report import fleet_report, milliseconds, table
+from simulator.fleet.report import fleet_report, milliseconds
 from simulator.fleet.simulation import FleetRun
 from simulator.fleet.summary import ASSUMPTIONS, to_json
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from simulator.bench.markdown import table
+
 _WORK = (
     "edges",
     "policy",
@@ -26,12 +28,6 @@ _CLOUD = (
     "queue p50 ms",
     "p95 ms",
 )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all but the first column to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -65,31 +61,12 @@ def fleet_report(summary: dict[str, Any], plots: Sequence[str] = ()) -> str:
         ),
         "## What the edges did\n\nPer token.",
         table(
-            [
-                "edges",
-                "policy",
-                "agreement",
-                "questions",
-                "discarded",
-                "alone",
-                "bytes up",
-                "bytes down",
-                "edge ms",
-                "edge J",
-            ],
+            _WORK,
             [_work_row(group) for group in summary["groups"] if group["per_token"]],
         ),
         "## The cloud",
         table(
-            [
-                "replicas",
-                "utilisation",
-                "busiest",
-                "sessions a pass",
-                "rows a pass",
-                "queue p50 ms",
-                "p95 ms",
-            ],
+            _CLOUD,
             [_cloud_row(cloud)],
         ),
         f"Cost: {_dollars(cost['dollars'])} for {cost['replica_hours']:,.2f} replica hours at "
