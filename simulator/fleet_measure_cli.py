@@ -113,7 +113,8 @@ def fleet_profile(
     for kind, model in (("token ids", cloud.whole), ("hidden states", cloud.deep)):
         shown.print(
             f"cloud, from {kind}: {1e3 * model.base_seconds:.1f} ms a pass, "
-            f"{1e3 * model.row_seconds:.2f} a row, {1e3 * model.session_seconds:.2f} a session, "
+            f"{1e3 * model.beyond_seconds[-1]:.1f} more with {model.knots[-1]} rows, "
+            f"{1e3 * model.session_seconds:.2f} a session, "
             f"{1e3 * model.decision_seconds:.2f} a decision (r² {model.r_squared:.3f})",
             markup=False,
         )

@@ -27,8 +27,9 @@ DEVICE = DeviceProfile(
     power=POWER,
 )
 PASSES = PassModel(
-    base_seconds=0.02,
-    row_seconds=0.001,
+    base_seconds=0.021,
+    knots=(1, 1001),
+    beyond_seconds=(0.0, 1.0),
     session_seconds=0.0005,
     decision_seconds=0.0002,
     r_squared=1.0,

@@ -15,6 +15,7 @@ from shared.errors import ConfigurationError
 from shared.messages import ContextKind
 from shared.model_bundle import ModelBundle, Precision
 from simulator.bench.environment import Environment, look_around
+from simulator.fleet.cores import ANY_CORES, Cores, on_cores
 from simulator.fleet.measuring_cloud import (
     FULL_CLOUD,
     QUICK_CLOUD,
@@ -36,10 +37,10 @@ _POWER = Power(
     source="assumed, not measured: a core's share of a 64-core server processor of 280 W is 4.4 W; "
     "two cores, as much again for memory, board and supply, and 40% of it when idle",
 )
-_PRICE_PER_HOUR = 0.1026
+_PRICE_PER_HOUR = 0.1101
 _PRICE_SOURCE = (
-    "list price of a cloud machine with two cores of an AMD EPYC (Amazon EC2 c7a.large, on demand, "
-    "us-east-1, 2024); a machine of one's own costs what it costs"
+    "a cloud machine with two cores: half of an Amazon EC2 c7a.xlarge, on demand, eu-west-1, July "
+    "2024 (vantage-sh/ec2instances.info, issue 745); a machine of one's own costs what it costs"
 )
 
 
@@ -146,14 +147,21 @@ async def measure_cloud(
     advance: Callable[[], None],
     *,
     threads: int | None = None,
+    cores: Cores = ANY_CORES,
 ) -> CloudTimes:
-    """Passes in this process, then messages to a cloud in a process of its own."""
+    """Passes in this process, then messages to a cloud in a process of its own; both on the cloud's
+    cores, and what asks it on the rest."""
     model = await asyncio.to_thread(load_deep_model, bundle)
-    samples = {
-        name: await measure_passes(model, kind, effort, advance, threads=threads)
-        for name, kind in (("whole", ContextKind.TOKEN_IDS), ("deep", ContextKind.HIDDEN_STATES))
-    }
-    overheads = await measure_messages(bundle, model, effort)
+    with on_cores(cores.cloud):
+        samples = {
+            name: await measure_passes(model, kind, effort, advance, threads=threads)
+            for name, kind in (
+                ("whole", ContextKind.TOKEN_IDS),
+                ("deep", ContextKind.HIDDEN_STATES),
+            )
+        }
+    with on_cores(cores.rest):
+        overheads = await measure_messages(bundle, model, effort, cloud_cores=cores.cloud)
     advance()
     return CloudTimes(
         fit_passes(samples["whole"]), fit_passes(samples["deep"]), samples, overheads, threads
@@ -239,5 +247,8 @@ def _rounded(seconds: Sequence[float]) -> tuple[float, ...]:
 
 
 def _shortened(model: PassModel) -> PassModel:
-    fields = model.model_dump().items()
-    return PassModel(**{k: round(v, 9) if isinstance(v, float) else v for k, v in fields})
+    fields = model.model_dump()
+    fields["beyond_seconds"] = tuple(round(value, 9) for value in model.beyond_seconds)
+    return PassModel(
+        **{name: round(v, 9) if isinstance(v, float) else v for name, v in fields.items()}
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from scipy.optimize import nnls
@@ -17,7 +18,7 @@ from scipy.optimize import nnls
 from shared.errors import ConfigurationError
 from simulator.fleet.profiles import PassModel
 
-_FREE_ROWS = (0, 2, 3, 4, 6, 8, 12, 16)
+_KNOTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,17 @@ class PassSample:
     decisions: int
     seconds: float
 
-    def terms(self, free_rows: int) -> tuple[float, ...]:
-        """What :class:`PassModel` multiplies its coefficients with, the base first."""
-        rows = max(0, self.sessions * self.rows - free_rows)
-        each = (1, self.decisions, self.past)
-        return (1.0, float(rows), *(float(self.sessions * term) for term in each))
+    @property
+    def all_rows(self) -> int:
+        """Of the pass."""
+        return self.sessions * self.rows
+
+    def terms(self, knots: Sequence[int]) -> tuple[float, ...]:
+        """What the coefficients are multiplied with: the base, how far the rows go along each
+        stretch between two knots (0 to 1, beyond 1 on the last), then sessions, decisions, past."""
+        return (1.0, *_along(self.all_rows, knots), *(
+            float(self.sessions * term) for term in (1, self.decisions, self.past)
+        ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,34 +82,45 @@ def r_squared(
 
 
 def fit_passes(samples: Sequence[PassSample]) -> PassModel:
-    """The pass model of measured passes, with as many free rows as fit best; raises as :func:`fit`
-    does."""
+    """The pass model of measured passes, with a knot at each power of two that was measured;
+    raises as :func:`fit` does."""
+    measured = {sample.all_rows for sample in samples}
+    knots = (1, *(knot for knot in _KNOTS[1:] if knot in measured))
     seconds = [sample.seconds for sample in samples]
-    fits = {free: fit([sample.terms(free) for sample in samples], seconds) for free in _FREE_ROWS}
-    free = min(fits, key=lambda count: fits[count].error)
-    base, row, session, decision, past = fits[free].coefficients
+    found = fit([sample.terms(knots) for sample in samples], seconds)
+    base, *stretches = found.coefficients[:-3]
+    session, decision, past = found.coefficients[-3:]
     return PassModel(
         base_seconds=base,
-        row_seconds=row,
+        knots=knots,
+        beyond_seconds=tuple(accumulate(stretches, initial=0.0)),
         session_seconds=session,
         decision_seconds=decision,
         past_seconds=past,
-        free_rows=free,
-        r_squared=fits[free].r_squared,
+        r_squared=found.r_squared,
         samples=len(samples),
     )
 
 
 def worst_error(model: PassModel, samples: Sequence[PassSample]) -> float:
     """The largest relative error of the fit among the measured passes."""
-    coefficients = np.array([
-        model.base_seconds, model.row_seconds, model.session_seconds,
-        model.decision_seconds, model.past_seconds,
-    ])  # fmt: skip
-    errors = (
-        float(coefficients @ np.array(s.terms(model.free_rows))) / s.seconds - 1.0 for s in samples
+    coefficients = (
+        model.base_seconds,
+        *(after - before for before, after in pairwise(model.beyond_seconds)),
+        model.session_seconds,
+        model.decision_seconds,
+        model.past_seconds,
     )
-    return max(abs(error) for error in errors)
+    return max(
+        abs(float(np.dot(coefficients, sample.terms(model.knots))) / sample.seconds - 1.0)
+        for sample in samples
+    )
+
+
+def _along(rows: int, knots: Sequence[int]) -> list[float]:
+    """How far ``rows`` are along each stretch between two knots."""
+    shares = [max(0.0, (rows - a) / (b - a)) for a, b in pairwise(knots)]
+    return [*(min(1.0, share) for share in shares[:-1]), *shares[-1:]]
 
 
 def slope(seconds_by_count: Mapping[int, Sequence[float]]) -> float:

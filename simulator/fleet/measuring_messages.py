@@ -7,6 +7,7 @@ import asyncio
 import random
 import statistics
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from shared.messages import ContextKind
 from shared.model_bundle import ModelBundle
 from shared.sampling import GREEDY
 from simulator.bench.worker_process import WorkerProcess
+from simulator.fleet.cores import on_cores
 from simulator.fleet.instant_cloud import InstantModel
 from simulator.fleet.measuring_cloud import CloudEffort, measure_passes
 
@@ -53,13 +55,20 @@ class Overheads:
 
 
 async def measure_messages(
-    bundle: ModelBundle, model: DeepModel, effort: CloudEffort, *, clock: Clock = monotonic
+    bundle: ModelBundle,
+    model: DeepModel,
+    effort: CloudEffort,
+    *,
+    cloud_cores: frozenset[int] = frozenset(),
+    clock: Clock = monotonic,
 ) -> Overheads:
-    """Measure with a cloud in a process of its own; ``model`` lends its caches."""
+    """Measure with a cloud in a process of its own, on ``cloud_cores`` where some are named;
+    ``model`` lends its caches."""
     arguments = [str(bundle.folder), str(effort.streams)]
-    async with WorkerProcess(
-        "the cloud without a model", "simulator.fleet.instant_cloud", arguments
-    ) as cloud:
+    worker = WorkerProcess("the cloud without a model", "simulator.fleet.instant_cloud", arguments)
+    async with AsyncExitStack() as stack:
+        with on_cores(cloud_cores):
+            cloud = await stack.enter_async_context(worker)
         lines = _Lines(bundle, cloud.ready["address"], clock)
         await lines.exchanges(_WARM_UP_QUESTIONS)
         began = time.process_time()

@@ -3,15 +3,17 @@
 Shipped profiles lie in ``simulator/fleet/data/devices`` and ``.../clouds``, one JSON object a file,
 named after the file.  A profile is *measured* (``tandem simulate fleet-profile`` wrote it) or
 *derived*: a measured one times stated factors, with the source of the factors.  The machine that
-the shipped ones were measured on, and derived from, is ``epyc-2core`` in both folders.
+the shipped ones were measured on, and derived from, is ``xeon-2core`` in both folders.
 """
 
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -123,37 +125,66 @@ class DerivedDevice(_Frozen):
 class PassModel(_Frozen):
     """A pass's time, fitted to measured ones::
 
-        base + row · max(0, rows - free) + session · sessions + decision · decisions + past · past
+        base + beyond(rows) + session · sessions + decision · decisions + past · past
 
     with ``rows`` of context in the pass, ``sessions`` that they belong to, ``decisions`` that the
     vocabulary head makes, and ``past`` the positions behind the rows, summed over the sessions.
+    ``beyond`` is a line from knot to knot, and goes on behind the last as it came: the weights are
+    read for a few rows as for one, and many rows are arithmetic.
 
     Attributes:
-        free_rows: rows that take no longer than one, for the weights are read for one as for all.
+        base_seconds: a pass over one row, but for the terms of session, decision and past.
+        knots: numbers of rows, rising, the first 1.
+        beyond_seconds: what a pass over so many rows takes beyond the base, for each knot: rising,
+            the first 0.
         r_squared: share of the measured variance that the fit explains.
         samples: measured passes behind it.
     """
 
     base_seconds: Seconds
-    row_seconds: Seconds
+    knots: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = Field(min_length=1, max_length=64)
+    beyond_seconds: tuple[Seconds, ...]
     session_seconds: Seconds
     decision_seconds: Seconds = 0.0
     past_seconds: Seconds = 0.0
-    free_rows: int = Field(default=0, ge=0, le=65_536)
     r_squared: float = Field(ge=0.0, le=1.0)
     samples: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if len(self.knots) != len(self.beyond_seconds):
+            raise ValueError("knots and beyond_seconds differ in length")
+        if self.knots[0] != 1 or self.beyond_seconds[0]:
+            raise ValueError("the first of the knots is 1, the first of beyond_seconds 0")
+        if any(a >= b for a, b in pairwise(self.knots)):
+            raise ValueError("knots do not rise")
+        if any(a > b for a, b in pairwise(self.beyond_seconds)):
+            raise ValueError("beyond_seconds fall")
+        return self
 
     def scaled(self, base: float, rest: float) -> PassModel:
         """The same with the base and the rest of the coefficients times factors."""
         return self.model_copy(
             update={
                 "base_seconds": base * self.base_seconds,
-                "row_seconds": rest * self.row_seconds,
+                "beyond_seconds": tuple(rest * seconds for seconds in self.beyond_seconds),
                 "session_seconds": base * self.session_seconds,
                 "decision_seconds": rest * self.decision_seconds,
                 "past_seconds": rest * self.past_seconds,
             }
         )
+
+    def rows_seconds(self, most: int) -> list[float]:
+        """Base and rows of passes over 0 to ``most`` rows; nothing for none."""
+        return [0.0, *(self.base_seconds + self._beyond(rows) for rows in range(1, most + 1))]
+
+    def _beyond(self, rows: int) -> float:
+        knots, seconds = self.knots, self.beyond_seconds
+        if len(knots) == 1:
+            return 0.0
+        at = min(bisect_right(knots, rows), len(knots) - 1)
+        share = (rows - knots[at - 1]) / (knots[at] - knots[at - 1])
+        return seconds[at - 1] + share * (seconds[at] - seconds[at - 1])
 
 
 class CloudProfile(_Frozen):
@@ -192,16 +223,19 @@ class CloudProfile(_Frozen):
     ) -> float:
         """A pass over ``(rows, sessions, decisions, past)`` from token ids and from hidden states.
 
-        A mixed pass reads all weights once: it pays the base of whole passes, and has their free
-        rows.
+        A mixed pass reads all weights once: all rows go through the deep layers together, and
+        those from token ids before through the others.
         """
         a, b = self.whole, self.deep
-        first = a if whole[1] else b
         rows = whole[0] + deep[0]
-        beyond = max(0.0, 1.0 - first.free_rows / rows) if rows else 0.0
+        first, deep_all, deep_some = (
+            model.rows_seconds(count)[count]
+            for model, count in ((a, whole[0]), (b, rows), (b, whole[0]))
+        )
         return (
-            first.base_seconds
-            + beyond * (a.row_seconds * whole[0] + b.row_seconds * deep[0])
+            first
+            + deep_all
+            - deep_some
             + a.session_seconds * whole[1]
             + a.decision_seconds * whole[2]
             + a.past_seconds * whole[3]

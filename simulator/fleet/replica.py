@@ -51,6 +51,8 @@ class Replica:
         self.passes = self.rows = self.sessions = 0
         self.waits = array("d")
         self._whole, self._deep = _coefficients(profile.whole), _coefficients(profile.deep)
+        self._whole_rows = profile.whole.rows_seconds(profile.max_rows)
+        self._deep_rows = profile.deep.rows_seconds(profile.max_rows)
         self._short: deque[CloudSide] = deque()
         self._long: deque[CloudSide] = deque()
         self._later: deque[CloudSide] = deque()
@@ -115,18 +117,17 @@ class Replica:
             return
         now = self.env.now
         waiting = max(0.0, self._loop_free - now)  # for messages that are not handled yet
-        seconds = row_seconds = past_growth = 0.0
-        base, free = self._deep[0], self._deep[5]
-        rows = 0
+        seconds = past_growth = 0.0
+        rows = whole_rows = 0
         alike = not self._short and not self._long
         for session in batch:
             count_rows = session.rows_now
             rows += count_rows
             if session.whole:
-                base, row, each, decision, past, free = self._whole
+                whole_rows += count_rows
+                each, decision, past = self._whole
             else:
-                _, row, each, decision, past, _ = self._deep
-            row_seconds += row * count_rows
+                each, decision, past = self._deep
             seconds += each + past * session.computed
             if count_rows == session.rows_left:
                 seconds += decision * session.decisions
@@ -137,9 +138,8 @@ class Replica:
                 alike = False
                 if session.doing is Doing.ANSWER and session.rows_left == session.rows:
                     self.waits.append(now - session.queued_at)
-        seconds += base
-        if rows > free:
-            seconds += row_seconds * (1.0 - free / rows)
+        deep_rows = self._deep_rows
+        seconds += self._whole_rows[whole_rows] + deep_rows[rows] - deep_rows[whole_rows]
         self._running = True
         if alike:
             passes = min([session.burst_left for session in batch])
@@ -289,12 +289,5 @@ def _fill(queue: deque[CloudSide], room: int, batch: list[CloudSide]) -> int:
     return room
 
 
-def _coefficients(model: PassModel) -> tuple[float, float, float, float, float, int]:
-    return (
-        model.base_seconds,
-        model.row_seconds,
-        model.session_seconds,
-        model.decision_seconds,
-        model.past_seconds,
-        model.free_rows,
-    )
+def _coefficients(model: PassModel) -> tuple[float, float, float]:
+    return model.session_seconds, model.decision_seconds, model.past_seconds

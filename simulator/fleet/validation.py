@@ -13,6 +13,7 @@ from rich.table import Table
 from shared.model_bundle import ModelBundle, Precision
 from simulator.bench import markdown
 from simulator.bench.environment import look_around
+from simulator.fleet.cores import part_cores
 from simulator.fleet.measuring import cloud_profile, measure_cloud
 from simulator.fleet.measuring_cloud import CloudEffort
 from simulator.fleet.measuring_edge import step_seconds
@@ -137,8 +138,9 @@ async def validate(
         ConfigurationError, CloudUnavailableError: a process failed; says why.
     """
     environment = look_around(bundle)
+    cores = part_cores(asked.cloud_threads)
     times = await measure_cloud(
-        bundle, asked.cloud_effort, lambda: None, threads=asked.cloud_threads
+        bundle, asked.cloud_effort, lambda: None, threads=asked.cloud_threads, cores=cores
     )
     cloud = cloud_profile("validated", times, environment)
     # token loop and messages are what a replayed edge computes itself, on this machine
@@ -148,14 +150,15 @@ async def validate(
     )
     advance("the cloud's profile")
     rows = []
-    async with serving_cloud(bundle, asked.cloud_threads, max(asked.edges)) as served:
+    most = max(asked.edges)
+    async with serving_cloud(bundle, asked.cloud_threads, most, cores.cloud) as served:
         recorded, hidden = await record_texts(
             bundle, precision, served.address, asked.prompts, asked.max_tokens
         )
         scripts = await scripts_of(bundle, served.address, recorded.texts, hidden)
         recording = recorded.as_recording(bundle, "the validation's own")
         fleet = RealFleet(
-            bundle, device, asked.link, served.address, scripts, max(asked.edges), asked.seed
+            bundle, device, asked.link, served.address, scripts, most, asked.seed, cores.rest
         )
         advance("the texts")
         async with fleet:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from edge.generation_options import GenerationOptions
 from shared.clock import monotonic
 from shared.model_bundle import ModelBundle, Precision
 from simulator.bench.worker_process import WorkerProcess
+from simulator.fleet.cores import on_cores
 from simulator.fleet.profiles import DeviceProfile
 from simulator.fleet.recorder import Recorded, RecordedText, record
 from simulator.fleet.validation_edge import TimedAnswer, options_of, save_scripts
@@ -60,10 +62,16 @@ def turns_of(edges: int, texts: int, stagger: float) -> tuple[Turn, ...]:
 
 
 @asynccontextmanager
-async def serving_cloud(bundle: ModelBundle, threads: int, edges: int) -> AsyncIterator[LocalCloud]:
-    """A cloud with room for so many edges, and for answers that have just ended."""
+async def serving_cloud(
+    bundle: ModelBundle, threads: int, edges: int, cores: frozenset[int] = frozenset()
+) -> AsyncIterator[LocalCloud]:
+    """A cloud with room for so many edges, and for answers that have just ended; on ``cores``,
+    where some are named."""
     options = ["--max-sessions", str(4 * edges + 16), "--max-streams", "1024"]
-    async with LocalCloud(bundle.folder, threads=threads, options=options) as cloud:
+    cloud = LocalCloud(bundle.folder, threads=threads, options=options)
+    async with AsyncExitStack() as stack:
+        with on_cores(cores):
+            await stack.enter_async_context(cloud)
         yield cloud
 
 
@@ -137,7 +145,8 @@ async def _decisions(bundle: ModelBundle, address: str, script: Script) -> tuple
 
 
 class RealFleet:
-    """``async with``: edges in processes of their own, each behind its own link to a cloud."""
+    """``async with``: edges in processes of their own, each behind its own link to a cloud; all of
+    them on ``cores``, where some are named."""
 
     def __init__(
         self,
@@ -148,7 +157,9 @@ class RealFleet:
         scripts: dict[ContextCodec, list[Script]],
         edges: int,
         seed: int,
+        cores: frozenset[int] = frozenset(),
     ) -> None:
+        self._cores = cores
         self._bundle, self._device, self._scripts = bundle, device, scripts
         self._edges = edges
         arguments = [cloud_address, link.model_dump_json(), str(edges), str(seed)]
@@ -158,7 +169,11 @@ class RealFleet:
         self._workers: list[WorkerProcess] = []
         self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> RealFleet:
+    async def __aenter__(self) -> Self:
+        with on_cores(self._cores):
+            return await self._start()
+
+    async def _start(self) -> Self:
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tandem-fleet-"))
             self._paths = {codec: Path(folder) / f"{codec.value}.npz" for codec in self._scripts}

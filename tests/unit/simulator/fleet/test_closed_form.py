@@ -61,8 +61,7 @@ def pass_seconds(rows: int, decisions: int = 1, *, deep: bool = True) -> float:
     """A pass of one session, from hidden states or token ids."""
     model = CLOUD.deep if deep else CLOUD.whole
     return (
-        model.base_seconds
-        + model.row_seconds * rows
+        0.001 * (rows + 20) * (0.5 if deep else 1.0)
         + model.session_seconds
         + model.decision_seconds * decisions
     )

@@ -12,6 +12,7 @@ from shared.errors import ConfigurationError
 from simulator.fleet.profiles import (
     DerivedCloud,
     DerivedDevice,
+    PassModel,
     Power,
     load_cloud,
     load_device,
@@ -38,8 +39,8 @@ def test_shipped_clouds_load_and_say_where_they_are_from(name: str) -> None:
 
 
 def test_the_shipped_ones() -> None:
-    assert {"epyc-2core", "laptop", "pi5", "phone"} <= set(shipped("devices"))
-    assert {"epyc-2core", "gpu"} <= set(shipped("clouds"))
+    assert {"xeon-2core", "laptop", "pi5", "phone"} <= set(shipped("devices"))
+    assert {"xeon-2core", "gpu"} <= set(shipped("clouds"))
 
 
 def test_a_derived_device_is_its_base_times_factors() -> None:
@@ -70,14 +71,48 @@ def test_a_derived_cloud_is_its_base_times_factors() -> None:
         price_source="a test",
     ).of(CLOUD)
     assert derived.whole.base_seconds == pytest.approx(0.5 * PASSES.base_seconds)
-    assert derived.whole.row_seconds == pytest.approx(0.1 * PASSES.row_seconds)
+    rows = [model.rows_seconds(9)[9] - model.base_seconds for model in (derived.whole, PASSES)]
+    assert rows[0] == pytest.approx(0.1 * rows[1])
     assert derived.max_rows == 512
 
 
-def test_a_mixed_pass_pays_one_base() -> None:
+def test_a_mixed_pass_reads_the_weights_once() -> None:
+    """All rows go through the deep layers together."""
     mixed = CLOUD.pass_seconds(whole=(2, 1, 1, 0), deep=(3, 2, 1, 0))
-    whole, deep = CLOUD.pass_seconds(whole=(2, 1, 1, 0)), CLOUD.pass_seconds(deep=(3, 2, 1, 0))
-    assert mixed == pytest.approx(whole + deep - CLOUD.deep.base_seconds)
+    whole, deep = CLOUD.pass_seconds(whole=(2, 1, 1, 0)), CLOUD.pass_seconds(deep=(5, 2, 1, 0))
+    rows = CLOUD.deep.rows_seconds(2)
+    assert mixed == pytest.approx(whole + deep - rows[2])
+
+
+def test_rows_take_a_line_from_knot_to_knot() -> None:
+    model = PASSES.model_copy(
+        update={
+            "base_seconds": 1.0,
+            "knots": (1, 4, 8),
+            "beyond_seconds": (0.0, 0.0, 2.0),
+        }
+    )
+    assert model.rows_seconds(10) == pytest.approx([0, 1, 1, 1, 1, 1.5, 2, 2.5, 3, 3.5, 4])
+    flat = model.model_copy(update={"knots": (1,), "beyond_seconds": (0.0,)})
+    assert flat.rows_seconds(3) == [0.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"knots": [1, 2]}, "differ in length"),
+        ({"knots": [2], "beyond_seconds": [0.0]}, "first of the knots is 1"),
+        ({"knots": [1], "beyond_seconds": [0.5]}, "first of beyond_seconds 0"),
+        ({"knots": [1, 4, 4], "beyond_seconds": [0.0, 0.1, 0.2]}, "do not rise"),
+        ({"knots": [1, 4, 8], "beyond_seconds": [0.0, 0.2, 0.1]}, "fall"),
+    ],
+)
+def test_a_pass_model_that_does_not_hold_together(change: dict[str, object], named: str) -> None:
+    fields = PASSES.model_dump() | {"knots": [1, 4], "beyond_seconds": [0.0, 0.1]} | change
+    if "beyond_seconds" not in change:
+        fields["beyond_seconds"] = [0.0]
+    with pytest.raises(ValidationError, match=named):
+        PassModel.model_validate(fields)
 
 
 def test_power_rises_with_work() -> None:

@@ -32,7 +32,7 @@ def seconds_of(shape: tuple[int, int, int, int], free: int) -> float:
     return base + max(0, sessions * rows - free) * row + sessions * each
 
 
-def samples(factor: float = 1.0, free: int = 0) -> list[PassSample]:
+def samples(factor: float = 1.0, free: int = 1) -> list[PassSample]:
     """Passes that took what :data:`TRUE` says, the larger ones ``factor`` times as long."""
     return [
         PassSample(*shape, seconds_of(shape, free) * (factor if shape[0] == 16 else 1.0))
@@ -40,18 +40,26 @@ def samples(factor: float = 1.0, free: int = 0) -> list[PassSample]:
     ]
 
 
-@pytest.mark.parametrize("free", [0, 4, 8])
+@pytest.mark.parametrize("free", [1, 4, 8])
 def test_exact_times_give_their_coefficients_back(free: int) -> None:
+    """So many rows that take no longer than one are found, where a knot lies at their end."""
     model = fit_passes(samples(free=free))
-    assert model.free_rows == free
-    found = (
-        model.base_seconds, model.row_seconds, model.session_seconds, model.decision_seconds,
-        model.past_seconds,
-    )  # fmt: skip
-    assert found == pytest.approx(TRUE, rel=1e-6)
+    base, row, *rest = TRUE
+    found = (model.session_seconds, model.decision_seconds, model.past_seconds)
+    assert found == pytest.approx(rest, rel=1e-6)
+    assert model.base_seconds == pytest.approx(base, rel=1e-6)
+    assert model.knots[-1] == 128
+    table = model.rows_seconds(256)
+    for rows in (1, 2, 4, 8, 16, 100, 128, 256):
+        assert table[rows] == pytest.approx(base + max(0, rows - free) * row, rel=1e-6)
     assert model.r_squared == pytest.approx(1.0)
     assert model.samples == len(SHAPES)
     assert worst_error(model, samples(free=free)) < 1e-6
+
+
+def test_knots_lie_where_passes_were_measured() -> None:
+    few = [sample for sample in samples() if sample.sessions != 16]
+    assert fit_passes(few).knots == (1, 2, 4, 8, 32)
 
 
 def test_what_the_line_misses_lowers_r_squared_and_shows_as_an_error() -> None:

@@ -13,7 +13,14 @@ from simulator.fleet.validation_replay import instant_device
 from simulator.fleet.validation_simulated import simulate
 from simulator.link_presets import preset
 
-_PASS = PassModel(base_seconds=0.04, row_seconds=0.0, session_seconds=0.0, r_squared=1.0, samples=1)
+_PASS = PassModel(
+    base_seconds=0.04,
+    knots=(1,),
+    beyond_seconds=(0.0,),
+    session_seconds=0.0,
+    r_squared=1.0,
+    samples=1,
+)
 _POWER = Power(idle_watts=0.0, active_watts=0.0, source="made up")
 CLOUD = CloudProfile(
     name="made-up", source="made up", measured=False, whole=_PASS, deep=_PASS, power=_POWER,
