@@ -30,7 +30,8 @@ def write_fleet(run: FleetRun, summary: dict[str, Any], folder: Path) -> list[Pa
 
 def fleet_table(summary: dict[str, Any]) -> Table:
     """The groups, for a terminal."""
-    shown = Table(title=f"{summary['name']}: {summary['answers']:,} answers")
+    title = f"{summary['name']}: {summary['answers']:,} answers"
+    shown = Table(title=title, box=None, pad_edge=False)
     shown.add_column("edges")
     for head in ("ms a token", "p95", "first token", "agreement", "questions", "bytes up"):
         shown.add_column(head, justify="right")
@@ -84,9 +85,10 @@ def capacity_rows(found: Sequence[Capacity]) -> list[list[str]]:
 
 def capacity_table(found: Sequence[Capacity], scenario: Scenario) -> Table:
     """For a terminal."""
-    shown = Table(title=capacity_title(scenario))
+    shown = Table(title=capacity_title(scenario), box=None, pad_edge=False)  # 80 columns are enough
     for head in _HEADS:
-        shown.add_column(head, justify="left" if head == "policy" else "right")
+        first = head == "policy"
+        shown.add_column(head, justify="left" if first else "right", no_wrap=first)
     for row in capacity_rows(found):
         shown.add_row(*row)
     return shown
