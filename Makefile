@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 TEST_BUNDLE := build/test-bundle
 PROTO := protos/tandem/v1/collaboration.proto
 PYTEST_ARGS ?=
+# Processes that run tests side by side: one more than cores, for much of a test is waiting.
+TEST_JOBS ?= 3
+# A file's tests stay in one process, and files begin in order: the long ones come before the units.
+PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 FUZZ_CASES ?= 200000
 
 .PHONY: help demo test test-slow test-docker fuzz quick lint format bundle test-bundle protos clean
 
 help:
 	@echo "make demo        install, prepare the model, run a cloud and an edge, talk to them"
-	@echo "make test        install, then ruff, mypy and every test"
+	@echo "make test        install, then ruff, mypy and every test, $(TEST_JOBS) at once; TEST_JOBS=n"
 	@echo "make test-slow   the proofs that take minutes: all prompts, all positions"
 	@echo "make test-docker the compose stack on a Docker engine, as root on Linux"
 	@echo "make fuzz        $(FUZZ_CASES) cases against parsers, codec and a cloud; FUZZ_CASES=n"
@@ -28,7 +32,7 @@ demo: $(VENV)/.installed-run bundle
 
 test: lint test-bundle
 	@echo "== tests"
-	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.installed-dev test-bundle
 	@TANDEM_TEST_BUNDLE=$(TEST_BUNDLE) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
@@ -42,7 +46,7 @@ fuzz: $(VENV)/.installed-dev
 		tests/property/test_fuzz_messages.py tests/property/test_fuzz_service.py $(PYTEST_ARGS)
 
 quick: $(VENV)/.installed-dev
-	@$(BIN)/python -m pytest -m "not model and not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not model and not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	@echo "== ruff"

@@ -23,14 +23,23 @@ class LinkProbe:
         self._channels, self._monitor, self._clock = channels, monitor, clock
 
     async def look(self) -> None:
-        """Ask once; raises nothing."""
+        """Ask once; raises nothing.
+
+        A connection that was there and says nothing is given up: behind a link that comes back it
+        may stay dead, and gRPC would find that out after more than a minute.
+        """
         try:
             async with self._channels.use() as channel:
                 check = channel.unary_unary(_HEALTH)  # bytes in, bytes out
                 connected = channel.get_state() is grpc.ChannelConnectivity.READY
                 began = self._clock()
-                async with asyncio.timeout(_PATIENCE_SECONDS):
-                    serving = await check(b"") == _SERVING
+                try:
+                    async with asyncio.timeout(_PATIENCE_SECONDS):
+                        serving = await check(b"") == _SERVING
+                except TimeoutError:
+                    if connected:  # one that is still being made may only be slow
+                        self._channels.retire(channel)
+                    raise
                 took = self._clock() - began
         except (TimeoutError, grpc.aio.AioRpcError):
             serving = connected = False

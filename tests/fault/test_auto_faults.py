@@ -20,7 +20,7 @@ from edge.generation import EdgeGeneration, Mode
 from edge.generation_options import GenerationOptions
 from edge.plan import BURST_UNLIMITED, Plan
 from shared.errors import AuthenticationError, FingerprintMismatchError
-from tests.cloud_harness import eventually, settings_for, tiny_bundle
+from tests.cloud_harness import WAIT_SECONDS, eventually, settings_for, tiny_bundle
 from tests.edge_harness import (
     PROMPTS,
     BreakableLink,
@@ -40,7 +40,18 @@ LAYERS = tiny_bundle().manifest.architecture.layers
 
 
 @pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def much_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cloud on a busy machine is late, and not dead."""
+    monkeypatch.setattr(steering, "LEAST_PATIENCE_SECONDS", WAIT_SECONDS)
+
+
+@pytest.fixture
+def little_patience(much_patience: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lose_patience(monkeypatch)
+
+
+def lose_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait little from the next question on: no answer will come."""
     monkeypatch.setattr(steering, "LEAST_PATIENCE_SECONDS", 0.3)
 
 
@@ -66,6 +77,7 @@ async def test_each_aim_gives_an_answer(aim: Aim, private: bool) -> None:
                 assert ids_of(result) == full_answer(PROMPT, 24)
 
 
+@pytest.mark.usefixtures("little_patience")
 async def test_without_a_cloud_the_edge_goes_on_alone_and_says_so() -> None:
     async with edge_engine("127.0.0.1:9") as engine:
         result = await engine.generate(PROMPT, auto())
@@ -77,7 +89,7 @@ async def test_without_a_cloud_the_edge_goes_on_alone_and_says_so() -> None:
 
 @pytest.mark.parametrize("shared_channel", [False, True])
 async def test_a_link_that_falls_silent_is_noticed_and_so_is_its_return(
-    shared_channel: bool,
+    shared_channel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
@@ -91,6 +103,7 @@ async def test_a_link_that_falls_silent_is_noticed_and_so_is_its_return(
             async for token in generation.run():
                 seen.append(token)
                 if len(seen) == dead_from:
+                    lose_patience(monkeypatch)
                     link.block()
                 if len(seen) == back_from:
                     link.unblock()
@@ -108,6 +121,7 @@ async def test_a_link_that_falls_silent_is_noticed_and_so_is_its_return(
         assert engine.monitor.alive
 
 
+@pytest.mark.usefixtures("little_patience")
 async def test_all_that_is_said_in_a_plain_clouds_place_is_marked() -> None:
     async with edge_engine("127.0.0.1:9") as engine:
         engine.last_plan = PLAIN
@@ -171,7 +185,9 @@ async def test_the_cloud_may_take_over_where_it_has_spoken_ahead(
 
 
 @pytest.mark.parametrize("dead_from", [1, 10])
-async def test_a_cloud_that_decides_all_may_fall_silent_too(dead_from: int) -> None:
+async def test_a_cloud_that_decides_all_may_fall_silent_too(
+    dead_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
         BreakableLink(server.address) as link,
@@ -182,6 +198,7 @@ async def test_a_cloud_that_decides_all_may_fall_silent_too(dead_from: int) -> N
         async for token in engine.generation(PROMPT, auto(max_tokens=200)).run():
             seen.append(token)
             if len(seen) == dead_from:
+                lose_patience(monkeypatch)
                 link.block()
             if len(seen) == back_from:
                 link.unblock()
@@ -201,6 +218,7 @@ class _nothing:
     async def __aexit__(self, *_: object) -> None: ...
 
 
+@pytest.mark.usefixtures("little_patience")
 async def test_a_full_cloud_is_no_reason_to_stop() -> None:
     settings = settings_for(tiny_bundle(), limits=StoreLimits(budget_bytes=1))
     async with CloudServer(settings) as server, edge_engine(server.address) as engine:
@@ -226,6 +244,7 @@ async def test_what_the_user_must_mend_is_an_error_all_the_same(tmp_path: Path) 
             await engine.generate(PROMPT, auto())
 
 
+@pytest.mark.usefixtures("little_patience")
 async def test_leaving_does_not_wait_for_a_link_that_is_dead() -> None:
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,
@@ -238,6 +257,7 @@ async def test_leaving_does_not_wait_for_a_link_that_is_dead() -> None:
         assert ids_of(result) == await alone(24)
 
 
+@pytest.mark.usefixtures("little_patience")
 async def test_a_full_cloud_is_asked_again_when_it_may_have_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -282,6 +302,7 @@ async def test_a_connection_that_one_answer_gives_up_is_left_to_the_others() -> 
         assert cloud.reconnects == 0
 
 
+@pytest.mark.usefixtures("little_patience")
 async def test_leaving_does_not_wait_for_a_cloud_that_fell_silent_at_the_end() -> None:
     async with (
         CloudServer(settings_for(tiny_bundle())) as server,

@@ -83,7 +83,14 @@ async def test_what_a_burst_adds_takes_no_credit() -> None:
         await client.close()
 
 
-async def test_a_truncation_gives_all_credits_back() -> None:
+async def test_a_truncation_gives_all_credits_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, truncate = asyncio.Event(), SessionEngine.truncate
+
+    async def watched(engine: SessionEngine, step: int, position: int) -> None:
+        arrived.set()
+        await truncate(engine, step, position)
+
+    monkeypatch.setattr(SessionEngine, "truncate", watched)
     async with serving(credits=CREDITS) as server, edge(server, BUNDLE) as client:
         with closed_gate(server.batcher.model) as gate:
             await opened(client)
@@ -95,6 +102,7 @@ async def test_a_truncation_gives_all_credits_back() -> None:
             await client.send(Context(START, tuple(RIGHT[:2])))
             for ahead in range(CREDITS):
                 await client.send(Escalate(START + ahead))
+            await arrived.wait()  # what is withdrawn could be answered before
         answers = [await client.expect(Decision) for _ in range(1 + CREDITS)]
         assert [a.token_id for a in answers] == [RIGHT[0], *RIGHT[:CREDITS]]
         await client.close()

@@ -23,6 +23,7 @@ SIZE = 40 * 65_536
 QUEUE_BYTES = 256_000
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not available(), reason="needs root, ip and tc")
 async def test_the_model_carries_what_tbf_carries() -> None:
     way = DirectionSpec(

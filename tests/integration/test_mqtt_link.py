@@ -14,6 +14,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from cloud.server import CloudServer
+from edge import mqtt_connection
 from edge.answer import AnswerRequest
 from edge.cloud_channel import CloudEndpoint
 from edge.controls import Controls
@@ -31,6 +32,7 @@ from tests.mqtt_broker import EDGE, Broker, Ears, needs_mosquitto, password_of
 
 pytestmark = needs_mosquitto
 REQUEST = AnswerRequest(PROMPTS[3], max_tokens=24)
+NO_ANSWER_SECONDS = 0.5  # waited where none will come
 
 
 @pytest.fixture
@@ -346,7 +348,7 @@ async def test_a_wrong_password_is_said_once_and_answers_go_on(
     assert "wrong" not in caplog.text.replace("wrong number", "")
 
 
-async def test_tls_with_the_right_authority_alone() -> None:
+async def test_tls_with_the_right_authority_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Broker(tls=True) as broker:
         async with edge_on(broker) as (_, ears):
             assert (await ears.command({"id": "1", "name": "ping"}))["ok"]
@@ -355,12 +357,13 @@ async def test_tls_with_the_right_authority_alone() -> None:
         with pytest.raises(AuthenticationError, match="not one that the CA vouches for"):
             async with connected(broker.edge_settings(ca=other.ca)):
                 pass
+        monkeypatch.setattr(mqtt_connection, "_ANSWER_SECONDS", NO_ANSWER_SECONDS)
         with pytest.raises(BrokerUnavailableError, match="both sides use TLS"):
             async with connected(broker.edge_settings(ca=None)):
                 pass
 
 
-async def test_client_certificates_instead_of_passwords() -> None:
+async def test_client_certificates_instead_of_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Broker(tls=True, client_certificates=True) as broker:
         assert broker.authority is not None
         for user in ("operator", EDGE):
@@ -379,6 +382,7 @@ async def test_client_certificates_instead_of_passwords() -> None:
             async with link_of(service, broker.edge_settings(**own(EDGE))):
                 await ears.hear("status", online)
                 assert (await ears.command({"id": "1", "name": "ping"}))["ok"]
+        monkeypatch.setattr(mqtt_connection, "_ANSWER_SECONDS", NO_ANSWER_SECONDS)
         with pytest.raises((AuthenticationError, BrokerUnavailableError), match="certificate"):
             async with connected(broker.settings("operator")):
                 pass
@@ -422,7 +426,7 @@ async def test_a_broker_that_dies_in_an_answer_changes_no_word_and_is_found_agai
 
 
 async def test_what_was_done_without_the_broker_is_acknowledged_when_it_is_back(
-    broker: Broker,
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
         BreakableLink(f"127.0.0.1:{broker.port}") as cable,
@@ -436,6 +440,7 @@ async def test_what_was_done_without_the_broker_is_acknowledged_when_it_is_back(
                 await ears.say(f"tandem/{EDGE}/command", {"id": "r", "name": "reload"})
                 await ears.command({"id": "p", "name": "ping"})  # so the other has arrived too
                 first = service.engine
+                monkeypatch.setattr(mqtt_connection, "_ANSWER_SECONDS", NO_ANSWER_SECONDS)
                 cable.block()
                 cable.cut()
                 await ears.hear("status", offline)
@@ -443,6 +448,7 @@ async def test_what_was_done_without_the_broker_is_acknowledged_when_it_is_back(
                 async for _ in changes:
                     if service.engine is not first:
                         break
+            monkeypatch.undo()
             cable.unblock()
             cable.cut()
             answer, _ = await ears.hear("acknowledgement")
@@ -478,7 +484,8 @@ async def test_two_edges_of_one_name_are_told_of_each_other(
         assert await text_of(service)
 
 
-async def test_leaving_while_nothing_answers_ends() -> None:
+async def test_leaving_while_nothing_answers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mqtt_connection, "_ANSWER_SECONDS", NO_ANSWER_SECONDS)
     silent = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     settings = MqttSettings(host="127.0.0.1", port=port, edge_id=EDGE)

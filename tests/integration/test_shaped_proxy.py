@@ -104,6 +104,7 @@ async def test_bytes_arrive_unchanged_in_order_over_a_bad_link() -> None:
     assert stats.connections_total == 4
 
 
+@pytest.mark.alone
 async def test_a_round_trip_takes_what_was_configured() -> None:
     async with proxied(both(delay_ms=20)) as proxy:
         reader, writer = await connect(proxy)
@@ -114,6 +115,7 @@ async def test_a_round_trip_takes_what_was_configured() -> None:
     assert statistics.quantiles(took[1:], n=4)[0] <= 0.055, "the rest may meet a busy machine"
 
 
+@pytest.mark.alone
 async def test_goodput_is_the_configured_rate() -> None:
     size = 1_000_000
 
@@ -130,6 +132,7 @@ async def test_goodput_is_the_configured_rate() -> None:
         writer.close()
 
 
+@pytest.mark.alone
 async def test_two_connections_share_the_rate() -> None:
     size = 250_000
 
@@ -212,6 +215,7 @@ async def test_a_name_with_several_addresses_gets_one_port(
             await second.__aenter__()
 
 
+@pytest.mark.alone
 async def test_an_outage_holds_bytes_and_keeps_connections() -> None:
     async with proxied(both(delay_ms=1)) as proxy:
         reader, writer = await connect(proxy)
@@ -265,6 +269,7 @@ async def test_a_client_that_is_gone_is_told_to_the_service_after_its_last_bytes
         assert await heard == b"last"
 
 
+@pytest.mark.alone
 async def test_the_link_changes_while_connections_are_up() -> None:
     async with proxied(both(delay_ms=30)) as proxy:
         reader, writer = await connect(proxy)

@@ -7,7 +7,7 @@ tokens in either kind of context).
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,21 +66,19 @@ def bundle() -> ModelBundle:
 
 
 @pytest.fixture(scope="module")
-def unsplit(bundle: ModelBundle) -> Iterator[transformers.LlamaForCausalLM]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield transformers.LlamaForCausalLM.from_pretrained(bundle.folder / "cloud")
-    torch.set_num_threads(threads)
+def unsplit(bundle: ModelBundle) -> transformers.LlamaForCausalLM:
+    return transformers.LlamaForCausalLM.from_pretrained(bundle.folder / "cloud")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cloud(bundle: ModelBundle) -> AsyncIterator[str]:
-    async with LocalCloud(bundle.folder) as running:
+    async with LocalCloud(bundle.folder, threads=1) as running:
         yield running.address
 
 
 def engine_for(bundle: ModelBundle, precision: Precision, cloud: str | None) -> EdgeEngine:
-    return EdgeEngine(bundle, precision, endpoint=CloudEndpoint(cloud) if cloud else None)
+    endpoint = CloudEndpoint(cloud) if cloud else None
+    return EdgeEngine(bundle, precision, threads=1, endpoint=endpoint)
 
 
 def full_answer(model: Any, ids: tuple[int, ...], count: int) -> list[int]:

@@ -36,6 +36,7 @@ def run(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.alone
 def test_a_quick_profile_is_read_back(tmp_path: Path) -> None:
     done = run(
         "fleet-profile", "--quick", "--name", "tiny", "--out", str(tmp_path), "--threads", "1",
