@@ -7,10 +7,11 @@ edge wishes.
 
 from __future__ import annotations
 
+from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
-from simpy.events import Event
+from simulator.fleet.question import Question
 
 if TYPE_CHECKING:
     from simulator.fleet.replica import Replica
@@ -23,6 +24,10 @@ class Doing(IntEnum):
     ANSWER = 1
     BURST = 2
     AHEAD = 3
+
+
+# an enumeration's members are slow to look up
+_NOTHING, _ANSWER, _BURST, _AHEAD = Doing
 
 
 class Listener(Protocol):
@@ -47,42 +52,6 @@ class Listener(Protocol):
         ...
 
 
-class Question:
-    """What the cloud is asked in one message; positions are of the text, prompt included.
-
-    Attributes:
-        epoch: corrections that the edge had heard of when it asked.
-        agreed: whether its guess is the full model's token; false without a guess.
-        burst: tokens that follow a correction.
-        lookahead: positions beyond the edge's text that may be decided ahead.
-        line: counts the times that the edge went on from another token than the cloud's; from
-            ``cut`` on, what the cloud said ahead is then about another text.
-        messages: that it comes in: itself, and the context since the one before.
-    """
-
-    __slots__ = (
-        "agreed", "burst", "cut", "epoch", "guessed", "line", "lookahead", "messages", "position",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        position: int,
-        epoch: int,
-        agreed: bool,
-        guessed: bool = True,
-        burst: int = 0,
-        lookahead: int = 0,
-        line: int = 0,
-        cut: int = 0,
-        messages: int = 2,
-    ) -> None:
-        self.position, self.epoch = position, epoch
-        self.agreed, self.guessed = agreed, guessed
-        self.burst, self.lookahead = burst, lookahead
-        self.line, self.cut = line, cut
-        self.messages = messages
-
-
 class CloudSide:
     """A session in its replica.  Positions are of the text, prompt included.
 
@@ -93,13 +62,14 @@ class CloudSide:
         said_to: everything before it is decided.
         confirmed: how far the edge's own text is known here.
         steady: the edge needs to hear of a burst's last token only.
+        inbox: questions on their way, as they will arrive, where that is known beforehand.
         rows_left: of its present work; ``rows_now`` of them in the present pass.
     """
 
     __slots__ = (
         "burst_left", "closed", "computed", "confirmed", "decisions", "doing", "edge", "end",
-        "epoch", "line", "lookahead", "pending", "queued_at", "replica", "rows", "rows_left",
-        "rows_now", "said_to", "steady", "taken", "urgent", "void", "whole",
+        "epoch", "inbox", "line", "lookahead", "pending", "queued_at", "replica", "rows",
+        "rows_left", "rows_now", "said_to", "steady", "taken", "urgent", "void", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -111,95 +81,128 @@ class CloudSide:
         self.epoch = self.computed = self.said_to = self.confirmed = self.line = 0
         self.burst_left = self.lookahead = self.decisions = 0
         self.rows = self.rows_left = self.rows_now = 0
-        self.doing = Doing.NOTHING
+        self.doing = _NOTHING
         self.queued_at = 0.0
-        self.pending: list[tuple[Question, float]] = []
-        self.taken: list[tuple[Question, float]] = []
+        self.inbox: deque[Question] = deque()
+        self.pending: list[Question] = []
+        self.taken: list[Question] = []
 
-    def heard(self, event: Event) -> None:
-        """A question arrives as an event."""
-        question = event.value
-        assert isinstance(question, Question)
+    def arrive(self, question: Question) -> None:
+        """The first question of the inbox is there; another has been overtaken by a correction."""
+        inbox = self.inbox
+        if not inbox or inbox[0] is not question:
+            return
+        del inbox[0]
+        if inbox:
+            self._take_in(question, inbox)
+        else:
+            self.hear(question)
+
+    def _take_in(self, question: Question, inbox: deque[Question]) -> None:
+        """Hear ``question``, and at once what comes until the pass under way ends, where it can do
+        no more than wait; the next is an event."""
+        replica = self.replica
+        if self.doing is not _NOTHING and self.urgent and replica.running:
+            self.hear(question)
+            until = replica.ends_at
+            while inbox and inbox[0].arrival < until:
+                question = inbox.popleft()
+                if question.epoch < self.epoch:
+                    continue
+                replica.late += question.messages
+                self._note(question)
+            if inbox:
+                following = inbox[0]
+                replica.call_at(following.arrival, self.arrive, following)
+            return
+        following = inbox[0]
+        replica.call_at(following.arrival, self.arrive, following)
         self.hear(question)
 
     def hear(self, question: Question) -> None:
         """A question arrives now; one from before a correction is about a text that is no more."""
         if self.closed or question.epoch < self.epoch:
             return
-        self.replica.receive(question.messages)
+        replica = self.replica
+        question.arrival = now = replica.env.now
+        if replica.running:
+            replica.late += question.messages
+        else:
+            replica.receive(question.messages)
+        self._note(question)
+        doing = self.doing
+        if doing is _NOTHING:
+            self._begin(now)
+        elif doing is _AHEAD and not self.urgent:
+            replica.hurry(self)
+
+    def _note(self, question: Question) -> None:
         if question.epoch > self.epoch:  # the edge has gone back by what was said ahead
             self.epoch = question.epoch
             self.pending.clear()
-        position = question.position
-        self.confirmed = position if position > self.confirmed else self.confirmed
+        if question.position > self.confirmed:  # noqa: PLR1730  (max takes three times as long)
+            self.confirmed = question.position
         self.lookahead = question.lookahead
         if question.line != self.line:
             self._begin_line(question)
-        now = self.replica.env.now
-        self.pending.append((question, now))
-        if self.doing is Doing.NOTHING:
-            self._begin(now)
-        elif self.doing is Doing.AHEAD and not self.urgent:
-            self.replica.hurry(self)
+        self.pending.append(question)
 
-    def confirm(self, event: Event) -> None:
+    def confirm(self, position: int) -> None:
         """The edge's text is known up to a position; decoding ahead may go on."""
-        position = event.value
-        assert isinstance(position, int)
         if self.closed:
             return
         self.replica.receive(1)
         if position > self.confirmed:
             self.confirmed = position
-            if self.doing is Doing.NOTHING:
+            if self.doing is _NOTHING:
                 self._look_ahead(self.replica.env.now)
 
     def close(self) -> None:
         """The edge has what it wanted, or goes on without; what runs is for nothing."""
         self.closed = True
-        if self.doing is Doing.BURST:
+        self.inbox.clear()
+        if self.doing is _BURST:
             self.replica.interrupt()
 
     def _begin_line(self, question: Question) -> None:
         self.line = question.line
         if question.cut < self.said_to:
             self.said_to = question.cut
-            self.void = self.doing is Doing.AHEAD
+            self.void = self.doing is _AHEAD
         self.computed = min(self.computed, question.cut)
 
     def _begin(self, now: float) -> None:
         """Answer what is decided already, and decide the rest together."""
-        while self.pending and self.pending[0][0].position < self.said_to:
-            question, asked = self.pending.pop(0)
-            self._answer(question, asked, now)
-        if not self.pending:
-            if self.doing is Doing.NOTHING:
+        pending = self.pending
+        while pending and pending[0].position < self.said_to:
+            self._answer(pending.pop(0), now)
+        if not pending:
+            if self.doing is _NOTHING:
                 self._look_ahead(now)
             return
-        self.taken, self.pending = self.pending, []
-        last = self.taken[-1][0].position
-        self.doing = Doing.ANSWER
-        rows = last - self.computed
-        self._queue(rows if rows > 0 else 1, len(self.taken), now, urgent=True)
+        self.taken, self.pending = pending, []
+        self.doing = _ANSWER
+        rows = pending[-1].position - self.computed
+        self._queue(rows if rows > 0 else 1, len(pending), now, True)
 
-    def _queue(self, rows: int, decisions: int, now: float, *, urgent: bool) -> None:
+    def _queue(self, rows: int, decisions: int, now: float, urgent: bool) -> None:
         self.rows = self.rows_left = rows
         self.decisions, self.urgent, self.queued_at = decisions, urgent, now
         self.replica.push(self)
 
     def worked(self, now: float) -> None:
         """The pass with the last of its rows has ended."""
-        doing, self.doing = self.doing, Doing.NOTHING
+        doing, self.doing = self.doing, _NOTHING
         if self.closed:
             return
-        if doing is Doing.BURST:
+        if doing is _BURST:
             self._go_on_with_burst(now)
-        elif doing is Doing.ANSWER:
+        elif doing is _ANSWER:
             self._reply(now)
         elif not self.void:
             self._said_ahead(now)
         self.void = False
-        if self.doing is Doing.NOTHING and not self.closed:
+        if self.doing is _NOTHING and not self.closed:
             if self.pending:
                 self._begin(now)
             elif self.lookahead:
@@ -207,29 +210,37 @@ class CloudSide:
 
     def _reply(self, now: float) -> None:
         """Answer one by one; nothing behind a correction is answered."""
-        self.computed = self.taken[-1][0].position
-        for question, asked in self.taken:
+        taken = self.taken
+        self.computed = taken[-1].position
+        for question in taken:
             if question.position >= self.said_to:
                 self.said_to = question.position + 1
-            self._answer(question, asked, now)
+            self._answer(question, now)
             if not question.agreed:
                 return
 
-    def _answer(self, question: Question, asked: float, now: float) -> None:
+    def _answer(self, question: Question, now: float) -> None:
+        if not question.agreed:
+            self._correct(question, now)
+        at = self.replica.send()
+        self.edge.reply(self, question.position, question.agreed, at, at - question.arrival)
+
+    def _correct(self, question: Question, now: float) -> None:
+        """What arrives until the edge knows of it is from before it."""
         position = question.position
-        if not question.agreed:  # what arrives until the edge knows is from before it
-            self.pending.clear()
-            self.computed = min(self.computed, position)
-            if question.guessed:
-                self.epoch = max(self.epoch, question.epoch + 1)
-                if not self.lookahead:
-                    self.said_to = position + 1
-            if question.burst and position + 1 < self.end:
-                self.burst_left = min(question.burst, self.end - position - 1)
-                self.doing = Doing.BURST
-                self._queue(1, 1, now, urgent=True)
-        reply_at = self.replica.send()
-        self.edge.reply(self, position, question.agreed, reply_at, reply_at - asked)
+        self.pending.clear()
+        self.computed = min(self.computed, position)
+        if question.guessed:
+            self.epoch = max(self.epoch, question.epoch + 1)
+            inbox = self.inbox
+            if inbox and inbox[-1].epoch < self.epoch:
+                inbox.clear()
+            if not self.lookahead:
+                self.said_to = position + 1
+        if question.burst and position + 1 < self.end:
+            self.burst_left = min(question.burst, self.end - position - 1)
+            self.doing = _BURST
+            self._queue(1, 1, now, True)
 
     def go_through(self, passes: int, queued_at: float) -> None:
         """So many passes of a burst have ended, each with a token; another, that was queued at
@@ -245,16 +256,16 @@ class CloudSide:
         self.said_to = self.computed + 1
         self.burst_left -= 1
         if self.burst_left:
-            self.doing = Doing.BURST
-            self._queue(1, 1, now, urgent=True)
+            self.doing = _BURST
+            self._queue(1, 1, now, True)
         self.edge.burst_token(self, self.computed, self.replica.send(), took)
 
     def _look_ahead(self, now: float) -> None:
         """Decide what follows what was said, as far as the edge wishes."""
         limit = min(self.confirmed + self.lookahead, self.end - 1)
         if self.lookahead and self.said_to <= limit:
-            self.doing = Doing.AHEAD
-            self._queue(1, 1, now, urgent=False)
+            self.doing = _AHEAD
+            self._queue(1, 1, now, False)
 
     def _said_ahead(self, now: float) -> None:
         position = self.said_to

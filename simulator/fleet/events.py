@@ -1,4 +1,4 @@
-"""The one way in which anything happens later: a callback at a time, as a SimPy event.
+"""The one way in which anything happens later: a call at a time.
 
 Nothing here is a SimPy process: a generator's resumption costs more than the work that it does.
 """
@@ -6,29 +6,69 @@ Nothing here is a SimPy process: a generator's resumption costs more than the wo
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from heapq import heappop, heappush
 from typing import Any
 
 from simpy import Environment
-from simpy.events import Event
+from simpy.events import NORMAL, Event, EventPriority
 
-Handler = Callable[[Event], Any]
+Handler = Callable[[Any], Any]
 
 
-class Call(Event):
-    """A timeout with its one callback; made as :class:`simpy.Timeout` is, in half the time."""
+class Clock(Environment):
+    """A SimPy environment whose queue holds bare calls, without an event around each.
 
-    def __init__(self, env: Environment, delay: float, handler: Handler, value: Any) -> None:
-        self.env = env
-        self.callbacks = [handler]
-        self._value = value
-        self._ok = True
-        self._defused = False
-        env.schedule(self, delay=delay)
+    SimPy's own events may be scheduled beside them.
+    """
+
+    def call_at(self, at: float, handler: Handler, value: Any = None) -> None:
+        """Call ``handler`` with ``value`` at second ``at``, now at the earliest."""
+        now = self._now
+        heappush(
+            self._queue,
+            (at if at > now else now, NORMAL, next(self._eid), handler, value),  # type: ignore[misc]
+        )
+
+    def schedule(self, event: Event, priority: EventPriority = NORMAL, delay: float = 0.0) -> None:
+        """An event as SimPy has them."""
+        entry = (self._now + delay, priority, next(self._eid), _happen, event)
+        heappush(self._queue, entry)  # type: ignore[misc]
+
+    def step(self) -> None:
+        """The next call."""
+        if not self._queue:
+            super().step()  # raises what SimPy's run stops at
+        self._now, _, _, handler, value = heappop(self._queue)  # type: ignore[misc]
+        handler(value)
+
+    def run_until(self, until: float) -> None:
+        """All calls before second ``until``: SimPy's ``run`` in a tight loop."""
+        queue, pop = self._queue, heappop
+        while queue and queue[0][0] < until:
+            self._now, _, _, handler, value = pop(queue)  # type: ignore[misc]
+            handler(value)
+        self._now = until
+
+
+def _happen(event: Event) -> None:
+    callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+    for callback in callbacks:
+        callback(event)
+    if not event.ok and not event.defused:
+        assert isinstance(event.value, BaseException)
+        raise event.value
+
+
+def later(env: Environment) -> Callable[..., None]:
+    """:func:`call_at` for ``env``, for those who call it often."""
+    return env.call_at if isinstance(env, Clock) else partial(call_at, env)
 
 
 def call_at(env: Environment, at: float, handler: Handler, value: Any = None) -> None:
-    """Call ``handler`` with an event that carries ``value`` at second ``at``, now at the
-    earliest."""
-    delay = at - env.now
-    # a sum of floats may fall short of now by the last bit
-    Call(env, delay if delay > 0.0 else 0.0, handler, value)
+    """Call ``handler`` with ``value`` at second ``at``, now at the earliest."""
+    if isinstance(env, Clock):
+        env.call_at(at, handler, value)
+        return
+    event = env.timeout(max(0.0, at - env.now), value)
+    event.callbacks.append(lambda event: handler(event.value))

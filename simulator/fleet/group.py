@@ -64,6 +64,7 @@ class Group:
         message: seconds that the edge takes over a message.
         reading: seconds from a token's hidden state to the question behind it, reading the exits.
         first_context: seconds from the start of a token to its hidden state.
+        token_size: bytes of a position of context that travels as a token id.
         least_patience: the least that ``auto`` waits before it goes on alone.
     """
 
@@ -96,6 +97,7 @@ class Group:
         self.message = device.message_seconds if policy.drafts else 0.0
         self.reading = sum(device.level_seconds[1:]) + device.exit_seconds[0]
         self.first_context = device.segment_seconds[0]
+        self.token_size = sizes.context[self.tokens]
         self.last_bytes = float(sizes.question)
         if policy.plan is not None:
             self.last_bytes += sizes.context[policy.plan.codec]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from simpy.events import Event
-
-from simulator.fleet.events import call_at
+from simulator.fleet.events import later
 from simulator.fleet.ways import PacketWay, PlainWay
 
 if TYPE_CHECKING:
-    from simulator.fleet.asked import Asked
-    from simulator.fleet.cloud_side import CloudSide, Question
+    from simulator.fleet.cloud_side import CloudSide
     from simulator.fleet.group import Group
+    from simulator.fleet.question import Question
     from simulator.fleet.simulated_edge import SimulatedEdge
 
 
@@ -27,7 +25,7 @@ class Lines(Protocol):
         ...
 
     def send_question(
-        self, edge: SimulatedEdge, session: CloudSide, asked: Asked, size: float
+        self, edge: SimulatedEdge, session: CloudSide, question: Question, size: float
     ) -> None:
         """A question behind its context, ``size`` bytes together."""
         ...
@@ -62,19 +60,20 @@ class Lines(Protocol):
         """A token that nobody asked for yet."""
         ...
 
-    def unsend(self, asked: Asked) -> None:
-        """``asked``, and what came after it, was not sent after all."""
+    def unsend(self, question: Question) -> None:
+        """``question``, and what came after it, was not sent after all."""
         ...
 
 
 class PlainLines:
     """A link in closed form: only what arrives at the cloud is an event."""
 
-    __slots__ = ("_down", "_group", "_up")
+    __slots__ = ("_call_at", "_down", "_group", "_up")
     plain = True
 
     def __init__(self, group: Group, up: PlainWay, down: PlainWay) -> None:
         self._group, self._up, self._down = group, up, down
+        self._call_at = later(group.env)
 
     def open(self, edge: SimulatedEdge, session: CloudSide, at: float) -> None:
         """See :class:`Lines`."""
@@ -85,20 +84,28 @@ class PlainLines:
         edge.session_opened(session, back, at)
 
     def send_question(
-        self, edge: SimulatedEdge, session: CloudSide, asked: Asked, size: float
+        self, edge: SimulatedEdge, session: CloudSide, question: Question, size: float
     ) -> None:
         """See :class:`Lines`.  Context goes up while its stretch is drafted."""
         up, group = self._up, self._group
-        asked.busy, asked.last = up.busy, up.last
-        begun = asked.start
-        if asked.begin and asked.question.guessed:  # a token's own hidden state comes first
-            begun += group.first_context
-        begun = begun if begun > edge.opened else edge.opened
-        at = asked.at + group.message
-        reading = group.reading if asked.question.guessed else 0.0
-        last = size if asked.begin == asked.index else group.last_bytes
-        arrival = up.stretch(begun, at - reading, at, size, last)
-        call_at(group.env, arrival, session.heard, asked.question)
+        question.busy, question.last = up.busy, up.last
+        begun, ended = question.start, question.at + group.message
+        at = ended
+        if question.guessed:
+            ended -= group.reading
+            if question.begin:  # a token's own hidden state comes first
+                begun += group.first_context
+        if begun < edge.opened:
+            begun = edge.opened
+        last = size if question.begin == question.index else group.last_bytes
+        question.arrival = arrival = up.stretch(begun, ended, at, size, last)
+        # of what is on its way to one session only the first is an event
+        inbox = session.inbox
+        while inbox and inbox[-1].arrival > arrival:  # not sent after all, and overtaken
+            inbox.pop()
+        inbox.append(question)
+        if len(inbox) == 1:
+            self._call_at(arrival, session.arrive, question)
 
     def send_confirmation(
         self, edge: SimulatedEdge, session: CloudSide, position: int, at: float, size: float
@@ -106,7 +113,7 @@ class PlainLines:
         """See :class:`Lines`."""
         assert session is edge.session
         arrival = self._up.arrival(at + self._group.message, size)
-        call_at(self._group.env, arrival, session.confirm, position)
+        self._call_at(arrival, session.confirm, position)
 
     def send_reply(
         self,
@@ -138,47 +145,48 @@ class PlainLines:
         there = self._down.arrival(at, group.sizes.ahead) + group.message
         edge.heard_ahead(session, session.line, position, there, took)
 
-    def unsend(self, asked: Asked) -> None:
+    def unsend(self, question: Question) -> None:
         """See :class:`Lines`."""
-        self._up.busy, self._up.last = asked.busy, asked.last
+        self._up.busy, self._up.last = question.busy, question.last
 
 
 class PacketLines:
     """A link packet by packet: every message is events, both ways."""
 
-    __slots__ = ("_down", "_group", "_up")
+    __slots__ = ("_call_at", "_down", "_group", "_up")
     plain = False
 
     def __init__(self, group: Group, up: PacketWay, down: PacketWay) -> None:
         self._group, self._up, self._down = group, up, down
+        self._call_at = later(group.env)
 
     def open(self, edge: SimulatedEdge, session: CloudSide, at: float) -> None:
         """See :class:`Lines`."""
-        call_at(self._group.env, at + self._group.message, self._open, (edge, session, at))
+        self._call_at(at + self._group.message, self._open, (edge, session, at))
 
-    def _open(self, event: Event) -> None:
-        self._up.send(self._group.sizes.open, self._opening, event.value)
+    def _open(self, value: Any) -> None:
+        self._up.send(self._group.sizes.open, self._opening, value)
 
     def _opening(self, now: float, value: Any) -> None:
         _, session, _ = value
-        call_at(self._group.env, now + session.replica.turnaround, self._open_back, value)
+        self._call_at(now + session.replica.turnaround, self._open_back, value)
 
-    def _open_back(self, event: Event) -> None:
-        self._down.send(self._group.sizes.opened, self._opened, event.value)
+    def _open_back(self, value: Any) -> None:
+        self._down.send(self._group.sizes.opened, self._opened, value)
 
     def _opened(self, now: float, value: Any) -> None:
         edge, session, since = value
         edge.session_opened(session, now + self._group.message, since)
 
     def send_question(
-        self, edge: SimulatedEdge, session: CloudSide, asked: Asked, size: float
+        self, edge: SimulatedEdge, session: CloudSide, question: Question, size: float
     ) -> None:
         """See :class:`Lines`."""
-        value = (edge, session, asked.question, size)
-        call_at(self._group.env, asked.at + self._group.message, self._ask, value)
+        value = (edge, session, question, size)
+        self._call_at(question.at + self._group.message, self._ask, value)
 
-    def _ask(self, event: Event) -> None:
-        edge, session, question, size = event.value  # type: ignore[misc]
+    def _ask(self, value: tuple[SimulatedEdge, CloudSide, Question, float]) -> None:
+        edge, session, question, size = value
         if session is edge.session and question.epoch == edge.epoch:
             self._up.send(size, self._asked, (session, question))
 
@@ -191,16 +199,16 @@ class PacketLines:
     ) -> None:
         """See :class:`Lines`."""
         value = (edge, session, position, size)
-        call_at(self._group.env, at + self._group.message, self._confirm, value)
+        self._call_at(at + self._group.message, self._confirm, value)
 
-    def _confirm(self, event: Event) -> None:
-        edge, session, position, size = event.value  # type: ignore[misc]
+    def _confirm(self, value: tuple[SimulatedEdge, CloudSide, int, float]) -> None:
+        edge, session, position, size = value
         if session is edge.session:
             self._up.send(size, self._confirmed, (session, position))
 
     def _confirmed(self, now: float, value: tuple[CloudSide, int]) -> None:
         session, position = value
-        call_at(self._group.env, now, session.confirm, position)
+        self._call_at(now, session.confirm, position)
 
     def send_reply(
         self,
@@ -232,15 +240,15 @@ class PacketLines:
     def _send_back(
         self, tell: Any, at: float, size: int, about: tuple[Any, ...], took: float
     ) -> None:
-        call_at(self._group.env, at, self._back, (tell, size, about, took))
+        self._call_at(at, self._back, (tell, size, about, took))
 
-    def _back(self, event: Event) -> None:
-        tell, size, about, took = event.value  # type: ignore[misc]
+    def _back(self, value: tuple[Any, int, tuple[Any, ...], float]) -> None:
+        tell, size, about, took = value
         self._down.send(size, self._told, (tell, about, took))
 
     def _told(self, now: float, value: tuple[Any, tuple[Any, ...], float]) -> None:
         tell, about, took = value
         tell(*about, now + self._group.message, took)
 
-    def unsend(self, asked: Asked) -> None:
+    def unsend(self, question: Question) -> None:
         """Nothing to do: what is taken back before its time is never sent."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from math import exp, log
+from math import exp, inf, log
 
 from edge.context_source import ContextCodec
 from edge.controller import LEAST_GAIN, LEAST_GAIN_BETWEEN, Aim, Wishes, choose
@@ -104,6 +104,8 @@ class Chooser:
         self._model, self._wishes = model, wishes
         self._pinned: dict[ContextCodec, Wishes] = {}
         self._known: dict[tuple[object, ...], Plan] = {}
+        self._plans: dict[Plan, int] = {}
+        self._numbers: dict[int, tuple[Plan, int]] = {}
 
     @property
     def asked(self) -> int:
@@ -120,25 +122,28 @@ class Chooser:
         within: ContextCodec | None = None,
     ) -> Plan:
         """The plan for the next answer, or (``within`` a session of that codec) from here on."""
-        measured = (
-            _coarse(conditions.rtt_seconds, STEP),
-            _coarse(conditions.up_bytes_per_second, _WIDE_STEP),
-            _coarse(conditions.edge_token_seconds, STEP),
-            _coarse(conditions.edge_prefill_seconds, _WIDE_STEP),
-            _coarse(conditions.cloud_pass_seconds, STEP),
-            _coarse(conditions.cloud_token_seconds, STEP),
+        prompt, answer = _tokens(prompt_tokens), max(1, _tokens(answer_tokens))
+        key = (
+            _step(conditions.rtt_seconds, STEP),
+            _step(conditions.up_bytes_per_second, _WIDE_STEP),
+            _step(conditions.edge_token_seconds, STEP),
+            _step(conditions.edge_prefill_seconds, _WIDE_STEP),
+            _step(conditions.cloud_pass_seconds, STEP),
+            _step(conditions.cloud_token_seconds, STEP),
             _share(conditions.guess_agreement),
             _count(conditions.guess_count),
             _share(conditions.unsure_share),
             _count(conditions.unsure_count),
+            self._number(previous),
+            prompt,
+            answer,
+            None if within is None else within.value,
         )
-        prompt, answer = _tokens(prompt_tokens), max(1, _tokens(answer_tokens))
-        key = (*measured, previous, prompt, answer, within)
         plan = self._known.get(key)
         if plan is None:
             model = self._model
             plan = self._known[key] = choose(
-                Conditions(*measured),
+                _rounded(conditions),
                 model.operating_points,
                 self._wishes if within is None else self._within(within),
                 model.layers,
@@ -151,6 +156,16 @@ class Chooser:
             ).plan
         return plan
 
+    def _number(self, plan: Plan | None) -> int:
+        """The same for equal plans; looked up by identity, since a plan's hash takes long."""
+        if plan is None:
+            return -1
+        kept = self._numbers.get(id(plan))
+        if kept is None:
+            number = self._plans.setdefault(plan, len(self._plans))
+            kept = self._numbers[id(plan)] = plan, number  # the plan lives, so its id is its own
+        return kept[1]
+
     def _within(self, codec: ContextCodec) -> Wishes:
         wishes = self._pinned.get(codec)
         if wishes is None:
@@ -158,10 +173,31 @@ class Chooser:
         return wishes
 
 
-def _coarse(value: float | None, step: float) -> float | None:
+def _rounded(conditions: Conditions) -> Conditions:
+    return Conditions(
+        _coarse(conditions.rtt_seconds, STEP),
+        _coarse(conditions.up_bytes_per_second, _WIDE_STEP),
+        _coarse(conditions.edge_token_seconds, STEP),
+        _coarse(conditions.edge_prefill_seconds, _WIDE_STEP),
+        _coarse(conditions.cloud_pass_seconds, STEP),
+        _coarse(conditions.cloud_token_seconds, STEP),
+        _share(conditions.guess_agreement),
+        _count(conditions.guess_count),
+        _share(conditions.unsure_share),
+        _count(conditions.unsure_count),
+    )
+
+
+def _step(value: float | None, step: float) -> float | None:
+    """The number of the step that ``value`` belongs to; 0 and nothing have their own."""
     if not value:
-        return value
-    return exp(round(log(value) / step) * step)
+        return None if value is None else -inf
+    return round(log(value) / step)
+
+
+def _coarse(value: float | None, step: float) -> float | None:
+    number = _step(value, step)
+    return value if number is None or number == -inf else exp(number * step)
 
 
 def _share(value: float | None) -> float | None:

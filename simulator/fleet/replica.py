@@ -21,15 +21,15 @@ from itertools import count
 from math import ceil, sqrt
 
 from simpy import Environment
-from simpy.events import Event
 
 from cloud.fair_queue import BITE, PATIENCE
 from simulator.fleet.cloud_side import CloudSide, Doing
-from simulator.fleet.events import call_at
+from simulator.fleet.events import later
 from simulator.fleet.profiles import CloudProfile, PassModel
 
 # of an edge's messages, the context behind a question's own was handled while nothing ran
 _AT_ONCE = 2
+_, _ANSWER, _BURST, _ = Doing
 
 
 class Replica:
@@ -39,14 +39,18 @@ class Replica:
         busy_seconds: in passes that have ended.
         passes: that have ended; ``rows`` and ``sessions`` that were in them, in sum.
         waits: seconds from queueing to the pass, of each piece of work that answers a question.
+        running: a pass is under way, which ``late`` messages make longer yet.
+        ends_at: when it ends without them; 0 where that may change.
     """
 
     def __init__(self, env: Environment, profile: CloudProfile) -> None:
         self.env, self.profile = env, profile
+        self.call_at = later(env)
         self.turnaround = profile.turnaround_seconds
-        self._message_seconds = profile.message_seconds
+        self.message_seconds = profile.message_seconds
         self._loop_free = 0.0  # when the event loop has handled all
-        self._late = 0.0  # seconds that the pass under way loses to messages
+        self.late = 0
+        self.ends_at = 0.0
         self.busy_seconds = 0.0
         self.passes = self.rows = self.sessions = 0
         self.waits = array("d")
@@ -56,7 +60,7 @@ class Replica:
         self._short: deque[CloudSide] = deque()
         self._long: deque[CloudSide] = deque()
         self._later: deque[CloudSide] = deque()
-        self._running = False
+        self.running = False
         self._passed_over = 0
         self._most = profile.max_rows
         self._half = max(1, profile.max_rows // 2)
@@ -71,26 +75,26 @@ class Replica:
             self._long.append(session)
         else:
             self._short.append(session)
-        if not self._running:
+        if not self.running:
             self._start()
         elif self._steady is not None:
             self.interrupt()
 
     def receive(self, messages: int) -> None:
         """So many messages of an edge are taken in, the last of them now."""
-        if self._running:
-            self._late += messages * self._message_seconds
+        if self.running:
+            self.late += messages
             return
         now, free = self.env.now, self._loop_free
         count = messages if messages < _AT_ONCE else _AT_ONCE
-        self._loop_free = (free if free > now else now) + count * self._message_seconds
+        self._loop_free = (free if free > now else now) + count * self.message_seconds
 
     def send(self) -> float:
         """When a message that is ready now is on its way."""
         now, free = self.env.now, self._loop_free
-        if self._running:
-            self._late += self._message_seconds
-        self._loop_free = free = (free if free > now else now) + self._message_seconds
+        if self.running:
+            self.late += 1
+        self._loop_free = free = (free if free > now else now) + self.message_seconds
         return free + self.turnaround
 
     def hurry(self, session: CloudSide) -> None:
@@ -108,15 +112,18 @@ class Replica:
         passes = steady.passes_by(self.env.now)
         if passes < steady.passes:
             steady.passes, steady.number = passes, next(self._steadies)
-            call_at(self.env, steady.ends_at(passes), self._end_steady, steady.number)
+            self.call_at(steady.ends_at(passes), self._end_steady, steady.number)
 
     def _start(self) -> None:
         """Begin the next pass, if anything waits."""
-        batch = self._take()
-        if not batch:
+        if not (self._short or self._long or self._later):
+            self._passed_over = 0
             return
+        batch = self._take()
         now = self.env.now
-        waiting = max(0.0, self._loop_free - now)  # for messages that are not handled yet
+        waiting = self._loop_free - now  # for messages that are not handled yet
+        if waiting < 0.0:
+            waiting = 0.0
         seconds = past_growth = 0.0
         rows = whole_rows = 0
         alike = not self._short and not self._long
@@ -131,25 +138,28 @@ class Replica:
             seconds += each + past * session.computed
             if count_rows == session.rows_left:
                 seconds += decision * session.decisions
-            if session.doing is Doing.BURST:
+            doing = session.doing
+            if doing is _BURST:
                 alike = alike and session.steady
                 past_growth += past
             else:
                 alike = False
-                if session.doing is Doing.ANSWER and session.rows_left == session.rows:
+                if doing is _ANSWER and session.rows_left == session.rows:
                     self.waits.append(now - session.queued_at)
         deep_rows = self._deep_rows
         seconds += self._whole_rows[whole_rows] + deep_rows[rows] - deep_rows[whole_rows]
-        self._running = True
+        self.running = True
         if alike:
             passes = min([session.burst_left for session in batch])
             if passes > 1:
-                sent = len(batch) * self._message_seconds  # by the pass before each
+                sent = len(batch) * self.message_seconds  # by the pass before each
                 steady = _Steady(batch, now, waiting - sent, seconds + sent, past_growth, passes)
+                self.ends_at = 0.0
                 self._begin_steady(steady)
                 return
         seconds += waiting
-        call_at(self.env, now + seconds, self._end, (batch, seconds, rows))
+        self.ends_at = end = now + seconds
+        self.call_at(end, self._end, (batch, seconds, rows))
 
     def _take(self) -> list[CloudSide]:
         """The work of the next pass, each with the rows of it that run (``rows_now``)."""
@@ -183,12 +193,13 @@ class Replica:
         _fill(short, left, batch)
         return batch
 
-    def _end(self, event: Event) -> None:
-        batch, seconds, rows = event.value  # type: ignore[misc]
-        late = self._late
-        if late:
-            self._late = 0.0
-            call_at(self.env, self.env.now + late, self._end, (batch, seconds + late, rows))
+    def _end(self, under_way: tuple[list[CloudSide], float, int]) -> None:
+        batch, seconds, rows = under_way
+        if self.late:
+            late = self.late * self.message_seconds
+            self.late = 0
+            self.ends_at = end = self.env.now + late
+            self.call_at(end, self._end, (batch, seconds + late, rows))
             return
         self.passes += 1
         self.rows += rows
@@ -209,24 +220,24 @@ class Replica:
         for session in reversed(unfinished):
             queue = self._long if session.rows_left > BITE else self._short
             queue.appendleft(session)
-        self._running = False
-        self._late = 0.0  # what was sent meanwhile makes the next pass longer
+        self.running = False
+        self.late = 0  # what was sent meanwhile makes the next pass longer
         self._start()
 
     def _begin_steady(self, steady: _Steady) -> None:
         steady.number = next(self._steadies)
         self._steady = steady
-        call_at(self.env, steady.ends_at(steady.passes), self._end_steady, steady.number)
+        self.call_at(steady.ends_at(steady.passes), self._end_steady, steady.number)
 
-    def _end_steady(self, event: Event) -> None:
+    def _end_steady(self, number: int) -> None:
         steady = self._steady
-        if steady is None or event.value != steady.number:
+        if steady is None or number != steady.number:
             return
-        if self._late:
-            steady.late += self._late
-            self._late = 0.0
+        if self.late:
+            steady.late += self.late * self.message_seconds
+            self.late = 0
             end = steady.ends_at(steady.passes)
-            call_at(self.env, end, self._end_steady, steady.number)
+            self.call_at(end, self._end_steady, steady.number)
             return
         self._steady = None
         passes, batch = steady.passes, steady.batch

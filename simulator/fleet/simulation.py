@@ -10,9 +10,9 @@ from math import cos, pi
 from random import Random
 
 import numpy as np
-from simpy import Environment
 
 from simulator.fleet.config import DAY_SECONDS, FleetConfig, Workload
+from simulator.fleet.events import Clock
 from simulator.fleet.group import Group
 from simulator.fleet.lines import Lines, PacketLines, PlainLines
 from simulator.fleet.profiles import CloudProfile, load_cloud, load_device
@@ -60,7 +60,7 @@ def run_fleet(
     seed = config.seed if seed is None else seed
     recording = recording or load_recording(config.workload.recording)
     cloud = _cloud(config)
-    env = Environment()
+    env = Clock()
     replicas = tuple(Replica(env, cloud) for _ in range(config.cloud.replicas))
     noises = np.random.default_rng(seed).spawn(len(config.edges))
     tracks, sizes = Tracks(recording), WireSizes.of(recording.model)
@@ -106,17 +106,17 @@ def _cloud(config: FleetConfig) -> CloudProfile:
     return load_cloud(table.profile).model_copy(update=changes)
 
 
-def _lines(env: Environment, group: Group, maker: LinkMaker) -> Lines:
+def _lines(env: Clock, group: Group, maker: LinkMaker) -> Lines:
     if maker.plain:
         return PlainLines(group, *maker.make_plain())
     return PacketLines(group, *maker.make_packets(env))
 
 
-def _run(env: Environment, duration: float, progress: Progress | None) -> None:
+def _run(env: Clock, duration: float, progress: Progress | None) -> None:
     for part in range(1, _PARTS + 1):
         until = duration * part / _PARTS
         if until > env.now:
-            env.run(until=until)
+            env.run_until(until)
         if progress is not None:
             progress(part / _PARTS)
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from simpy import Environment
-from simpy.events import Event
 
 from simulator.fleet.events import call_at
 from simulator.link_model import Link, LinkDirection
@@ -27,6 +26,7 @@ from simulator.link_spec import DirectionSpec, LinkSpec
 
 Deliver = Callable[[float, Any], None]
 _TABLE = 1 << 15
+_TABLE_MASK = _TABLE - 1
 _PER_SECOND = 100.0
 
 
@@ -45,7 +45,7 @@ class PlainWay:
     they were before messages that were not sent after all.
     """
 
-    __slots__ = ("_delay", "_jitter", "_offset", "_seconds_per_byte", "busy", "carried", "last")
+    __slots__ = ("_delay", "_jitter", "_offset", "_seconds_per_byte", "busy", "last")
 
     def __init__(self, spec: DirectionSpec, jitter: JitterTable | None, offset: int) -> None:
         payload = (spec.mtu_bytes - spec.header_bytes) / spec.mtu_bytes
@@ -55,7 +55,6 @@ class PlainWay:
         self._jitter = None if jitter is None else jitter.seconds
         self._offset = offset
         self.busy = self.last = 0.0
-        self.carried = 0.0
 
     @property
     def seconds_per_byte(self) -> float:
@@ -64,11 +63,15 @@ class PlainWay:
 
     def arrival(self, at: float, size: float) -> float:
         """When ``size`` bytes that are handed over at ``at`` are there."""
-        self.carried += size
-        busy = self.busy
-        busy = (at if at > busy else busy) + size * self._seconds_per_byte
-        self.busy = busy
-        return self._there(busy)
+        left = self.busy
+        self.busy = left = (at if at > left else left) + size * self._seconds_per_byte
+        there = left + self._delay
+        if self._jitter is not None:
+            there += self._jitter[(int(left * _PER_SECOND) + self._offset) & _TABLE_MASK]
+        if there > self.last:
+            self.last = there
+            return there
+        return self.last
 
     def stretch(self, begun: float, ended: float, at: float, size: float, last: float) -> float:
         """When ``size`` bytes are there that came up bit by bit from ``begun`` on, the ``last``
@@ -76,38 +79,39 @@ class PlainWay:
 
         Exact where the way keeps up with what comes, or is behind throughout.
         """
-        self.carried += size
-        each = self._seconds_per_byte
-        behind = (begun if begun > self.busy else self.busy) + size * each
-        self.busy = left = max(behind, ended + last * each, at)
-        return self._there(left)
-
-    def _there(self, left: float) -> float:
-        """The arrival of what leaves at ``left``."""
-        arrival = left + self._delay
+        each, left = self._seconds_per_byte, self.busy
+        left = (begun if begun > left else left) + size * each
+        ended += last * each
+        if ended > left:
+            left = ended
+        if at > left:
+            left = at
+        self.busy = left
+        # as in arrival; calling it would take as long as all that is above
+        there = left + self._delay
         if self._jitter is not None:
-            arrival += self._jitter[(int(left * _PER_SECOND) + self._offset) & (_TABLE - 1)]
-        self.last = arrival = arrival if arrival > self.last else self.last
-        return arrival
+            there += self._jitter[(int(left * _PER_SECOND) + self._offset) & _TABLE_MASK]
+        if there > self.last:
+            self.last = there
+            return there
+        return self.last
 
 
 class PacketWay:
     """One direction of :class:`simulator.link_model.Link`; messages are told of when they come."""
 
-    __slots__ = ("_env", "_link", "_next", "_under_way", "_unsent", "carried")
+    __slots__ = ("_env", "_link", "_next", "_under_way", "_unsent")
 
     def __init__(self, env: Environment, link: LinkDirection) -> None:
         self._env, self._link = env, link
         self._unsent = 0  # bytes that the link has not taken yet
         self._under_way: deque[tuple[int, Deliver, Any]] = deque()
         self._next = inf
-        self.carried = 0.0
 
     def send(self, size: float, deliver: Deliver, value: Any) -> None:
         """Hand over a message now; ``deliver`` is called with the time and ``value`` when all of
         it is there."""
         whole = max(1, round(size))
-        self.carried += whole
         self._under_way.append((whole, deliver, value))
         self._unsent += whole
         self._go_on()
@@ -121,7 +125,7 @@ class PacketWay:
             self._next = soonest
             call_at(self._env, max(soonest, now), self._look)
 
-    def _look(self, _event: Event) -> None:
+    def _look(self, _value: object) -> None:
         now = self._env.now
         self._next = inf
         arrived = sum(delivery.size for delivery in self._link.collect(now))

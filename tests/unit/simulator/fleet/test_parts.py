@@ -19,10 +19,11 @@ from edge.link_monitor import Conditions
 from edge.steering import LEAST_PATIENCE_SECONDS, patience_seconds
 from shared.errors import ConfigurationError
 from shared.model_bundle import OperatingPoint
-from simulator.fleet.cloud_side import CloudSide, Doing, Question
+from simulator.fleet.cloud_side import CloudSide, Doing
 from simulator.fleet.config import Workload
 from simulator.fleet.events import call_at
 from simulator.fleet.policies import Chooser
+from simulator.fleet.question import Question
 from simulator.fleet.replica import Replica
 from simulator.fleet.simulation import _thinker as thinker
 from simulator.fleet.target import DEFAULT_TARGET, parse_target
