@@ -95,7 +95,7 @@ class PlainLines:
             ended -= group.reading
             if question.begin:  # a token's own hidden state comes first
                 begun += group.first_context
-        if begun < edge.opened:
+        if begun < edge.opened:  # noqa: PLR1730  (max takes three times as long)
             begun = edge.opened
         last = size if question.begin == question.index else group.last_bytes
         question.arrival = arrival = up.stretch(begun, ended, at, size, last)

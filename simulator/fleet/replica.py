@@ -122,8 +122,7 @@ class Replica:
         batch = self._take()
         now = self.env.now
         waiting = self._loop_free - now  # for messages that are not handled yet
-        if waiting < 0.0:
-            waiting = 0.0
+        waiting = max(waiting, 0.0)
         seconds = past_growth = 0.0
         rows = whole_rows = 0
         alike = not self._short and not self._long

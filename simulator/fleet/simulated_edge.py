@@ -32,9 +32,9 @@ class SimulatedEdge:
 
     __slots__ = (
         "alone", "alone_tokens", "answer", "asked_at", "bytes_down", "bytes_up", "chosen_at",
-        "confirmed", "context_size", "corrections", "cut", "discarded", "epoch", "first_answer", "first_at",
-        "frontier", "group", "line", "lines", "monitor", "opened", "outstanding", "plan",
-        "position", "questions", "replica", "rtt", "said", "sent", "session", "streamed",
+        "confirmed", "context_size", "corrections", "cut", "discarded", "epoch", "first_answer",
+        "first_at", "frontier", "group", "line", "lines", "monitor", "opened", "outstanding",
+        "plan", "position", "questions", "replica", "rtt", "said", "sent", "session", "streamed",
         "streaming", "tail", "time", "track", "upload", "waiting_since", "watched", "work",
         "worth", "worth_least", "wrong",
     )  # fmt: skip
