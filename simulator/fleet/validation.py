@@ -10,12 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
+from cloud.deep_model import DeepModel
+from shared.messages import ContextKind
 from shared.model_bundle import ModelBundle, Precision
 from simulator.bench import markdown
 from simulator.bench.environment import look_around
-from simulator.fleet.cores import part_cores
+from simulator.fleet.cores import Cores, on_cores, part_cores
 from simulator.fleet.measuring import cloud_profile, measure_cloud
-from simulator.fleet.measuring_cloud import CloudEffort
+from simulator.fleet.measuring_cloud import CloudEffort, load_deep_model, measure_passes
 from simulator.fleet.measuring_edge import step_seconds
 from simulator.fleet.profiles import CloudProfile, DeviceProfile
 from simulator.fleet.validation_edge import TimedAnswer
@@ -42,6 +44,8 @@ CLOUD_EFFORT = CloudEffort(
     questions=60,
     streams=16,
 )  # fmt: skip
+
+_PROBE = CloudEffort(shapes=((1, 1, 96, 1), (8, 1, 96, 1)), rounds=9, questions=0, streams=0)
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,15 @@ class Pace:
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison; ``answers`` of the real edges."""
+    """One comparison; ``answers`` of the real edges.  A pass took ``slowdown`` times as long around
+    it as when the profile was measured."""
 
     policy: str
     edges: int
     answers: int
     real: Pace
     simulated: Pace
+    slowdown: float = 1.0
 
     @property
     def errors(self) -> tuple[float, float]:
@@ -132,6 +138,9 @@ async def validate(
 ) -> Validation:
     """Measure this machine's cloud, record texts with it, then run and simulate every fleet.
 
+    A shared machine is now faster, now slower, so passes are timed again before and after each
+    fleet, and the profile's are made as much longer or shorter for it.
+
     ``advance`` is told what was done: the cloud's profile, the texts, then each comparison.
 
     Raises:
@@ -139,10 +148,14 @@ async def validate(
     """
     environment = look_around(bundle)
     cores = part_cores(asked.cloud_threads)
+    probe = SpeedProbe(await asyncio.to_thread(load_deep_model, bundle), asked.cloud_threads, cores)
+    before = await probe.seconds()
     times = await measure_cloud(
         bundle, asked.cloud_effort, lambda: None, threads=asked.cloud_threads, cores=cores
     )
     cloud = cloud_profile("validated", times, environment)
+    now = await probe.seconds()
+    usual = (before + now) / 2
     # token loop and messages are what a replayed edge computes itself, on this machine
     step = await asyncio.to_thread(step_seconds, bundle, _STEP_ROUNDS)
     device = asked.device.model_copy(
@@ -166,11 +179,20 @@ async def validate(
                 for edges in asked.edges:
                     turns = turns_of(edges, len(recorded.texts), asked.stagger)
                     real = await fleet.run(policy, turns)
+                    before, now = now, await probe.seconds()
+                    slowdown = (before + now) / 2 / usual
+                    as_it_was = slowed(cloud, slowdown)
                     logs = [
                         log
                         for run in range(_RUNS)
                         for log in simulate(
-                            recording, policy, turns, device, cloud, asked.link, asked.seed + run
+                            recording,
+                            policy,
+                            turns,
+                            device,
+                            as_it_was,
+                            asked.link,
+                            asked.seed + run,
                         )
                     ]
                     timed = [answer for answers in real for answer in answers]
@@ -178,10 +200,38 @@ async def validate(
                         pair for log in logs for pair in zip(log.seconds, log.tokens, strict=True)
                     ]
                     rows.append(
-                        Row(policy, edges, len(timed), pace_of(_pairs(timed)), pace_of(simulated))
+                        Row(
+                            policy,
+                            edges,
+                            len(timed),
+                            pace_of(_pairs(timed)),
+                            pace_of(simulated),
+                            slowdown,
+                        )
                     )
                     advance(f"{policy}, {edges} edges")
     return Validation(tuple(rows), device, cloud)
+
+
+class SpeedProbe:
+    """How fast the cloud's cores are now, by the same few passes each time."""
+
+    def __init__(self, model: DeepModel, threads: int, cores: Cores) -> None:
+        self._model, self._threads, self._cores = model, threads, cores
+
+    async def seconds(self) -> float:
+        """Of the passes, in sum; each is a median."""
+        with on_cores(self._cores.cloud):
+            samples = await measure_passes(
+                self._model, ContextKind.TOKEN_IDS, _PROBE, lambda: None, threads=self._threads
+            )
+        return sum(sample.seconds for sample in samples)
+
+
+def slowed(cloud: CloudProfile, factor: float) -> CloudProfile:
+    """The same cloud, whose passes take ``factor`` times as long."""
+    passes = {name: getattr(cloud, name).scaled(factor, factor) for name in ("whole", "deep")}
+    return cloud.model_copy(update=passes)
 
 
 def _pairs(answers: Sequence[TimedAnswer]) -> list[tuple[float, int]]:
@@ -190,7 +240,7 @@ def _pairs(answers: Sequence[TimedAnswer]) -> list[tuple[float, int]]:
 
 _HEAD = (
     "policy", "edges", "answers", "mean real, ms/token", "simulated", "error",
-    "p95 real, ms/token", "simulated", "error",
+    "p95 real, ms/token", "simulated", "error", "passes",
 )  # fmt: skip
 
 
@@ -206,6 +256,7 @@ def _cells(row: Row) -> list[str]:
         f"{1e3 * row.real.p95:.1f}",
         f"{1e3 * row.simulated.p95:.1f}",
         f"{p95:+.1%}",
+        f"× {row.slowdown:.2f}",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from shared.errors import ConfigurationError
 from shared.model_bundle import OperatingPoint
 from simulator.fleet.cloud_side import CloudSide, Doing
 from simulator.fleet.config import Workload
-from simulator.fleet.events import call_at
+from simulator.fleet.events import Clock, call_at
 from simulator.fleet.policies import Chooser
 from simulator.fleet.question import Question
 from simulator.fleet.replica import Replica
@@ -36,15 +37,46 @@ from simulator.link_spec import DirectionSpec, LinkSpec
 from tests.fleet_harness import CLOUD, DEVICE, invented_recording
 
 
-def test_call_at_keeps_order_and_never_goes_back() -> None:
-    env, seen = Environment(), []
-    for at in (3.0, 1.0, 2.0):
-        call_at(env, at, lambda event: seen.append((env.now, event.value)), at)
+@pytest.mark.parametrize("kind", [Environment, Clock])
+def test_call_at_keeps_order_and_never_goes_back(kind: type[Environment]) -> None:
+    env = kind()
+    seen: list[tuple[float, object]] = []
+    for at in (3.0, 1.0, 2.0, 1.0):
+        call_at(env, at, lambda value: seen.append((env.now, value)), (at, len(seen)))
     env.run()
-    assert seen == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
-    call_at(env, 0.5, lambda event: seen.append((env.now, event.value)), "late")
+    assert [at for at, _ in seen] == [1.0, 1.0, 2.0, 3.0]
+    call_at(env, 0.5, lambda value: seen.append((env.now, value)), "late")
     env.run()
     assert seen[-1] == (3.0, "late")
+
+
+def test_simpys_own_events_run_beside_calls() -> None:
+    env, seen = Clock(), []
+
+    def process() -> Generator[Event, object, None]:
+        for _ in range(3):
+            yield env.timeout(1.0)
+            seen.append(env.now)
+
+    env.process(process())
+    env.call_at(1.5, seen.append, "called")
+    env.run_until(2.5)
+    assert env.now == 2.5
+    assert seen == [1.0, "called", 2.0]
+    env.run()
+    assert seen == [1.0, "called", 2.0, 3.0]
+
+
+def test_an_error_in_a_process_is_not_lost() -> None:
+    env = Clock()
+
+    def process() -> Generator[Event, object, None]:
+        yield env.timeout(1.0)
+        raise ValueError("broken")
+
+    env.process(process())
+    with pytest.raises(ValueError, match="broken"):
+        env.run()
 
 
 # ---- links -------------------------------------------------------------------------------------
@@ -56,9 +88,8 @@ def packet_arrivals(spec: DirectionSpec, messages: list[tuple[float, int]]) -> l
     way = PacketWay(env, Link(LinkSpec(up=spec), seed=1).up)
     arrived: list[float] = []
 
-    def send(event: Event) -> None:
-        assert isinstance(event.value, int)
-        way.send(event.value, lambda now, _: arrived.append(now), None)
+    def send(size: int) -> None:
+        way.send(size, lambda now, _: arrived.append(now), None)
 
     for at, size in messages:
         call_at(env, at, send, size)

@@ -7,7 +7,7 @@ import pytest
 
 from simulator.fleet.profiles import CloudProfile, PassModel, Power
 from simulator.fleet.recordings import ModelFacts, RecordedAnswer, Recording
-from simulator.fleet.validation import Pace, Row, Validation, markdown_table, pace_of
+from simulator.fleet.validation import Pace, Row, Validation, markdown_table, pace_of, slowed
 from simulator.fleet.validation_real import turns_of
 from simulator.fleet.validation_replay import instant_device
 from simulator.fleet.validation_simulated import simulate
@@ -52,6 +52,15 @@ def test_a_pace_is_of_tokens_and_its_percentile_of_answers() -> None:
 
 def row(mean: float, p95: float) -> Row:
     return Row("blocking@0.8", 4, 24, Pace(0.1, 0.2), Pace(mean, p95))
+
+
+def test_a_slower_machine_is_the_same_cloud_with_longer_passes() -> None:
+    slow = slowed(CLOUD, 1.5)
+    work = (3, 2, 1, 0)
+    assert slow.pass_seconds(whole=work) == pytest.approx(1.5 * CLOUD.pass_seconds(whole=work))
+    assert slow.pass_seconds(deep=work) == pytest.approx(1.5 * CLOUD.pass_seconds(deep=work))
+    assert slow.message_seconds == CLOUD.message_seconds
+    assert slow.name == CLOUD.name
 
 
 @pytest.mark.parametrize(
