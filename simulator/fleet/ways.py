@@ -82,9 +82,9 @@ class PlainWay:
         each, left = self._seconds_per_byte, self.busy
         left = (begun if begun > left else left) + size * each
         ended += last * each
-        if ended > left:
+        if ended > left:  # noqa: PLR1730  (max takes three times as long)
             left = ended
-        if at > left:
+        if at > left:  # noqa: PLR1730
             left = at
         self.busy = left
         # as in arrival; calling it would take as long as all that is above

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from simpy import Environment
-from simpy.events import Event
 
 from edge.controller import LEAST_GAIN_BETWEEN, Aim, Wishes, choose
 from edge.cost_model import nearest_point
@@ -21,7 +20,7 @@ from shared.errors import ConfigurationError
 from shared.model_bundle import OperatingPoint
 from simulator.fleet.cloud_side import CloudSide, Doing
 from simulator.fleet.config import Workload
-from simulator.fleet.events import call_at
+from simulator.fleet.events import Clock, call_at
 from simulator.fleet.policies import Chooser
 from simulator.fleet.question import Question
 from simulator.fleet.replica import Replica
@@ -36,15 +35,59 @@ from simulator.link_spec import DirectionSpec, LinkSpec
 from tests.fleet_harness import CLOUD, DEVICE, invented_recording
 
 
-def test_call_at_keeps_order_and_never_goes_back() -> None:
-    env, seen = Environment(), []
+@pytest.mark.parametrize("make", [Environment, Clock])
+def test_call_at_keeps_order_and_never_goes_back(make: type[Environment]) -> None:
+    env, seen = make(), []
     for at in (3.0, 1.0, 2.0):
-        call_at(env, at, lambda event: seen.append((env.now, event.value)), at)
+        call_at(env, at, lambda value: seen.append((env.now, value)), at)
     env.run()
     assert seen == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
-    call_at(env, 0.5, lambda event: seen.append((env.now, event.value)), "late")
+    call_at(env, 0.5, lambda value: seen.append((env.now, value)), "late")
     env.run()
     assert seen[-1] == (3.0, "late")
+
+
+def test_a_clock_stops_before_a_second_and_takes_simpys_own_events() -> None:
+    clock, seen = Clock(), []
+    clock.timeout(1.0, "own").callbacks.append(lambda event: seen.append((clock.now, event.value)))
+    for at in (1.0, 2.0):
+        clock.call_at(at, seen.append, at)
+    clock.run_until(2.0)
+    assert seen == [(1.0, "own"), 1.0]
+    assert clock.now == 2.0
+    clock.run()
+    assert seen[-1] == 2.0
+
+
+def test_a_question_that_a_correction_overtakes_is_never_heard() -> None:
+    env, _, edge, session = cloud()
+    late = Question(12, 0, True)
+    late.arrival = 5.0
+    session.inbox.append(late)
+    call_at(env, 5.0, session.arrive, late)
+    session.hear(Question(11, 0, False))
+    env.run()
+    assert [told[1] for told in edge.told] == [11]
+    assert not session.inbox
+
+
+def test_what_comes_while_a_pass_runs_counts_the_same_taken_in_at_once() -> None:
+    def told(*, together: bool) -> tuple[list[tuple[Any, ...]], int, float]:
+        env, replica, edge, session = cloud()
+        session.hear(Question(10, 0, True))  # its pass takes more than 30 ms
+        coming = [Question(11 + n, 0, True, messages=2 + n) for n in range(3)]
+        for n, question in enumerate(coming):
+            question.arrival = 0.005 * (n + 1)
+            if not together:
+                call_at(env, question.arrival, session.hear, question)
+        if together:
+            session.inbox.extend(coming)
+            call_at(env, coming[0].arrival, session.arrive, coming[0])
+        env.run()
+        return edge.told, replica.passes, replica.busy_seconds
+
+    assert told(together=True) == told(together=False)
+    assert [each[1] for each in told(together=True)[0]] == [10, 11, 12, 13]
 
 
 # ---- links -------------------------------------------------------------------------------------
@@ -56,9 +99,8 @@ def packet_arrivals(spec: DirectionSpec, messages: list[tuple[float, int]]) -> l
     way = PacketWay(env, Link(LinkSpec(up=spec), seed=1).up)
     arrived: list[float] = []
 
-    def send(event: Event) -> None:
-        assert isinstance(event.value, int)
-        way.send(event.value, lambda now, _: arrived.append(now), None)
+    def send(size: int) -> None:
+        way.send(size, lambda now, _: arrived.append(now), None)
 
     for at, size in messages:
         call_at(env, at, send, size)
@@ -204,7 +246,7 @@ def test_a_run_of_passes_takes_the_messages_of_others_in() -> None:
         env, replica, edge, session = cloud(steady=steady)
         session.hear(Question(10, 0, False, burst=1000))
         other = CloudSide(replica, Listening(), whole=True, end=100)
-        call_at(env, 0.5, lambda _event: other.hear(Question(5, 0, True, messages=7)))
+        call_at(env, 0.5, lambda _value: other.hear(Question(5, 0, True, messages=7)))
         env.run()
         return edge.told[-1][2], replica.busy_seconds
 
@@ -235,7 +277,7 @@ def test_a_run_of_passes_ends_where_something_arrives() -> None:
     session.hear(Question(10, 0, False, burst=1000))
     other = Listening()
     asking = CloudSide(replica, other, whole=True, end=100)
-    call_at(env, 0.5, lambda _event: asking.hear(Question(5, 0, True)))
+    call_at(env, 0.5, lambda _value: asking.hear(Question(5, 0, True)))
     env.run()
     reply = other.told[0]
     assert reply[0] == "reply"
