@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from edge.steering import CHOOSE_SECONDS
@@ -183,3 +184,28 @@ def needs_to_ask(edge: SimulatedEdge, index: int, frontier: float) -> bool:
         edge.confirmed = position
         edge.lines.send_confirmation(edge, edge.session, position, frontier, size)
     return False
+
+
+def take_back(edge: SimulatedEdge, at: float) -> float:
+    """Undo what was worked out beyond ``at``; when the edge begins anew: at the end of the
+    token under way."""
+    if at >= edge.frontier:
+        return at
+    stretches = [(a.start, a.begin, a.index + 1, a.frontier) for a in edge.outstanding]
+    if edge.tail is not None:
+        stretches.append((*edge.tail, edge.track.length, edge.frontier))
+    restart, done = at, edge.track.done
+    for start, begin, stop, frontier in stretches:
+        if start >= at:
+            edge.work -= frontier - start
+        elif frontier > at:
+            token = bisect_left(done, at - start + done[begin], begin, stop)
+            restart = max(at, start + done[token] - done[begin])
+            edge.work -= frontier - restart
+    unsent = [a for a in edge.outstanding if a.at > at]
+    if unsent:
+        edge.lines.unsend(unsent[0])
+        for question in unsent:
+            edge.questions -= 1
+            edge.bytes_up -= question.size + edge.group.sizes.question
+    return restart

@@ -7,7 +7,6 @@ A correction takes back what was worked out beyond it.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from edge.link_monitor import LinkMonitor
 from edge.plan import Plan
 from simulator.fleet import alone, steered
 from simulator.fleet.cloud_side import CloudSide
-from simulator.fleet.drafting import draft
+from simulator.fleet.drafting import draft, take_back
 from simulator.fleet.question import Question
 
 if TYPE_CHECKING:
@@ -202,7 +201,7 @@ class SimulatedEdge:
 
     def _correct(self, asked: Question, at: float) -> None:
         """Go back to the cloud's token; what was drafted beyond is for nothing."""
-        restart = self._take_back(at)
+        restart = take_back(self, at)
         self.corrections += 1
         self.epoch += 1
         self.streaming = False
@@ -224,30 +223,6 @@ class SimulatedEdge:
         self.sent = track.prompt + index
         self.bytes_up += group.sizes.truncate
         draft(self, restart)
-
-    def _take_back(self, at: float) -> float:
-        """Undo what was worked out beyond ``at``; when the edge begins anew: at the end of the
-        token under way."""
-        if at >= self.frontier:
-            return at
-        stretches = [(a.start, a.begin, a.index + 1, a.frontier) for a in self.outstanding]
-        if self.tail is not None:
-            stretches.append((*self.tail, self.track.length, self.frontier))
-        restart, done = at, self.track.done
-        for start, begin, stop, frontier in stretches:
-            if start >= at:
-                self.work -= frontier - start
-            elif frontier > at:
-                token = bisect_left(done, at - start + done[begin], begin, stop)
-                restart = max(at, start + done[token] - done[begin])
-                self.work -= frontier - restart
-        unsent = [a for a in self.outstanding if a.at > at]
-        if unsent:
-            self.lines.unsend(unsent[0])
-            for question in unsent:
-                self.questions -= 1
-                self.bytes_up -= question.size + self.group.sizes.question
-        return restart
 
     # ---- the cloud goes on by itself -----------------------------------------------------------
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from simpy import Environment
-from simpy.events import Event
 
 from edge.controller import LEAST_GAIN_BETWEEN, Aim, Wishes, choose
 from edge.cost_model import nearest_point
@@ -37,46 +36,59 @@ from simulator.link_spec import DirectionSpec, LinkSpec
 from tests.fleet_harness import CLOUD, DEVICE, invented_recording
 
 
-@pytest.mark.parametrize("kind", [Environment, Clock])
-def test_call_at_keeps_order_and_never_goes_back(kind: type[Environment]) -> None:
-    env = kind()
-    seen: list[tuple[float, object]] = []
-    for at in (3.0, 1.0, 2.0, 1.0):
-        call_at(env, at, lambda value: seen.append((env.now, value)), (at, len(seen)))
+@pytest.mark.parametrize("make", [Environment, Clock])
+def test_call_at_keeps_order_and_never_goes_back(make: type[Environment]) -> None:
+    env, seen = make(), []
+    for at in (3.0, 1.0, 2.0):
+        call_at(env, at, lambda value: seen.append((env.now, value)), at)
     env.run()
-    assert [at for at, _ in seen] == [1.0, 1.0, 2.0, 3.0]
+    assert seen == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
     call_at(env, 0.5, lambda value: seen.append((env.now, value)), "late")
     env.run()
     assert seen[-1] == (3.0, "late")
 
 
-def test_simpys_own_events_run_beside_calls() -> None:
-    env, seen = Clock(), []
+def test_a_clock_stops_before_a_second_and_takes_simpys_own_events() -> None:
+    clock, seen = Clock(), []
+    clock.timeout(1.0, "own").callbacks.append(lambda event: seen.append((clock.now, event.value)))
+    for at in (1.0, 2.0):
+        clock.call_at(at, seen.append, at)
+    clock.run_until(2.0)
+    assert seen == [(1.0, "own"), 1.0]
+    assert clock.now == 2.0
+    clock.run()
+    assert seen[-1] == 2.0
 
-    def process() -> Generator[Event, object, None]:
-        for _ in range(3):
-            yield env.timeout(1.0)
-            seen.append(env.now)
 
-    env.process(process())
-    env.call_at(1.5, seen.append, "called")
-    env.run_until(2.5)
-    assert env.now == 2.5
-    assert seen == [1.0, "called", 2.0]
+def test_a_question_that_a_correction_overtakes_is_never_heard() -> None:
+    env, _, edge, session = cloud()
+    late = Question(12, 0, True)
+    late.arrival = 5.0
+    session.inbox.append(late)
+    call_at(env, 5.0, session.arrive, late)
+    session.hear(Question(11, 0, False))
     env.run()
-    assert seen == [1.0, "called", 2.0, 3.0]
+    assert [told[1] for told in edge.told] == [11]
+    assert not session.inbox
 
 
-def test_an_error_in_a_process_is_not_lost() -> None:
-    env = Clock()
-
-    def process() -> Generator[Event, object, None]:
-        yield env.timeout(1.0)
-        raise ValueError("broken")
-
-    env.process(process())
-    with pytest.raises(ValueError, match="broken"):
+def test_what_comes_while_a_pass_runs_counts_the_same_taken_in_at_once() -> None:
+    def told(*, together: bool) -> tuple[list[tuple[Any, ...]], int, float]:
+        env, replica, edge, session = cloud()
+        session.hear(Question(10, 0, True))  # its pass takes more than 30 ms
+        coming = [Question(11 + n, 0, True, messages=2 + n) for n in range(3)]
+        for n, question in enumerate(coming):
+            question.arrival = 0.005 * (n + 1)
+            if not together:
+                call_at(env, question.arrival, session.hear, question)
+        if together:
+            session.inbox.extend(coming)
+            call_at(env, coming[0].arrival, session.arrive, coming[0])
         env.run()
+        return edge.told, replica.passes, replica.busy_seconds
+
+    assert told(together=True) == told(together=False)
+    assert [each[1] for each in told(together=True)[0]] == [10, 11, 12, 13]
 
 
 # ---- links -------------------------------------------------------------------------------------
@@ -235,7 +247,7 @@ def test_a_run_of_passes_takes_the_messages_of_others_in() -> None:
         env, replica, edge, session = cloud(steady=steady)
         session.hear(Question(10, 0, False, burst=1000))
         other = CloudSide(replica, Listening(), whole=True, end=100)
-        call_at(env, 0.5, lambda _event: other.hear(Question(5, 0, True, messages=7)))
+        call_at(env, 0.5, lambda _value: other.hear(Question(5, 0, True, messages=7)))
         env.run()
         return edge.told[-1][2], replica.busy_seconds
 
@@ -266,7 +278,7 @@ def test_a_run_of_passes_ends_where_something_arrives() -> None:
     session.hear(Question(10, 0, False, burst=1000))
     other = Listening()
     asking = CloudSide(replica, other, whole=True, end=100)
-    call_at(env, 0.5, lambda _event: asking.hear(Question(5, 0, True)))
+    call_at(env, 0.5, lambda _value: asking.hear(Question(5, 0, True)))
     env.run()
     reply = other.told[0]
     assert reply[0] == "reply"
