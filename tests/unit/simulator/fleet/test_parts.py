@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from simpy import Environment
+from simpy.events import Event
 
 from edge.controller import LEAST_GAIN_BETWEEN, Aim, Wishes, choose
 from edge.cost_model import nearest_point
@@ -58,6 +59,18 @@ def test_a_clock_stops_before_a_second_and_takes_simpys_own_events() -> None:
     assert clock.now == 2.0
     clock.run()
     assert seen[-1] == 2.0
+
+
+def test_an_error_in_a_simpy_process_is_not_lost() -> None:
+    clock = Clock()
+
+    def process() -> Generator[Event, object, None]:
+        yield clock.timeout(1.0)
+        raise ValueError("broken")
+
+    clock.process(process())
+    with pytest.raises(ValueError, match="broken"):
+        clock.run()
 
 
 def test_a_question_that_a_correction_overtakes_is_never_heard() -> None:
