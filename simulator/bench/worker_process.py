@@ -80,12 +80,23 @@ class WorkerProcess:
         if not line:
             self._log.seek(0)
             tail = self._log.read().decode(errors="replace").strip()[-800:]
-            raise ConfigurationError(f"{self._name} ended: {tail}")
+            raise ConfigurationError(f"{self._name} ended: {tail or await self._how_it_ended()}")
         reply = json.loads(line)
         if "error" in reply:
             raise ConfigurationError(f"{self._name}: {reply['error']}")
         assert isinstance(reply, dict)
         return reply
+
+    async def _how_it_ended(self) -> str:
+        """For one that said nothing."""
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                code = await self._process.wait()
+        except TimeoutError:
+            return "it closed its output"
+        if code < 0:
+            return f"the system ended it: {signal.strsignal(-code) or -code}"
+        return f"exit status {code}"
 
     async def _stop(self) -> None:
         """Closing its input ends it; kill it if it does not."""

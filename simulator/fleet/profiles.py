@@ -2,8 +2,9 @@
 
 Shipped profiles lie in ``simulator/fleet/data/devices`` and ``.../clouds``, one JSON object a file,
 named after the file.  A profile is *measured* (``tandem simulate fleet-profile`` wrote it) or
-*derived*: a measured one times stated factors, with the source of the factors.  The machine that
-the shipped ones were measured on, and derived from, is ``xeon-2core`` in both folders.
+*derived*: a measured one times stated factors, with the source of the factors.  The shipped
+measured ones are ``xeon-2core`` and ``epyc-2core``, in both folders; the others are derived from
+the latter.
 """
 
 from __future__ import annotations

@@ -154,8 +154,7 @@ async def validate(
         bundle, asked.cloud_effort, lambda: None, threads=asked.cloud_threads, cores=cores
     )
     cloud = cloud_profile("validated", times, environment)
-    now = await probe.seconds()
-    usual = (before + now) / 2
+    usual = (before + await probe.seconds()) / 2
     # token loop and messages are what a replayed edge computes itself, on this machine
     step = await asyncio.to_thread(step_seconds, bundle, _STEP_ROUNDS)
     device = asked.device.model_copy(
@@ -175,6 +174,7 @@ async def validate(
         )
         advance("the texts")
         async with fleet:
+            now = await probe.seconds()  # recording has taken its time
             for policy in asked.policies:
                 for edges in asked.edges:
                     turns = turns_of(edges, len(recorded.texts), asked.stagger)

@@ -6,6 +6,7 @@ It answers with the prompt's tokens, or what is forced; ``HOW`` is how it goes w
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ def answer(request: Reply) -> Reply:
     if how == "dies":
         print("out of ideas", file=sys.stderr)
         sys.exit(3)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGILL)
+    if how == "silent":
+        os._exit(5)
     if how == "mute":
         time.sleep(600)
     if how == "error":

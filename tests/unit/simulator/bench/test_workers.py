@@ -59,6 +59,8 @@ async def test_a_worker_answers_until_the_block_ends_whatever_is_printed() -> No
     ("how", "says"),
     [
         ("dies", "the fake ended: .*out of ideas"),
+        ("killed", "the fake ended: the system ended it: Illegal instruction"),
+        ("silent", "the fake ended: exit status 5"),
         ("error", "the fake: no ideas"),
         ("mute", "the fake is silent after 1 s"),
     ],

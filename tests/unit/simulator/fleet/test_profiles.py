@@ -39,8 +39,8 @@ def test_shipped_clouds_load_and_say_where_they_are_from(name: str) -> None:
 
 
 def test_the_shipped_ones() -> None:
-    assert {"xeon-2core", "laptop", "pi5", "phone"} <= set(shipped("devices"))
-    assert {"xeon-2core", "gpu"} <= set(shipped("clouds"))
+    assert {"xeon-2core", "epyc-2core", "laptop", "pi5", "phone"} <= set(shipped("devices"))
+    assert {"xeon-2core", "epyc-2core", "gpu"} <= set(shipped("clouds"))
 
 
 def test_a_derived_device_is_its_base_times_factors() -> None:
