@@ -80,7 +80,8 @@ class WorkerProcess:
         if not line:
             self._log.seek(0)
             tail = self._log.read().decode(errors="replace").strip()[-800:]
-            raise ConfigurationError(f"{self._name} ended: {tail or await self._how_it_ended()}")
+            ended = f"{self._name} ended ({await self._how_it_ended()})"
+            raise ConfigurationError(f"{ended}: {tail}" if tail else ended)
         reply = json.loads(line)
         if "error" in reply:
             raise ConfigurationError(f"{self._name}: {reply['error']}")
@@ -88,14 +89,14 @@ class WorkerProcess:
         return reply
 
     async def _how_it_ended(self) -> str:
-        """For one that said nothing."""
+        """What the system knows of it, whether it said anything itself or not."""
         try:
             async with asyncio.timeout(_STOP_SECONDS):
                 code = await self._process.wait()
         except TimeoutError:
             return "it closed its output"
         if code < 0:
-            return f"the system ended it: {signal.strsignal(-code) or -code}"
+            return signal.strsignal(-code) or f"signal {-code}"
         return f"exit status {code}"
 
     async def _stop(self) -> None:
