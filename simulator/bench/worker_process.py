@@ -19,6 +19,7 @@ from typing import Any, Self
 from shared.errors import ConfigurationError
 
 _STOP_SECONDS = 10.0
+_ENDING_SECONDS = 10.0  # from the end of its output to its own
 _READY_SECONDS = 600.0
 _ANSWER_SECONDS = 600.0
 _LINE_BYTES = 1 << 24
@@ -91,7 +92,7 @@ class WorkerProcess:
     async def _how_it_ended(self) -> str:
         """What the system knows of it, whether it said anything itself or not."""
         try:
-            async with asyncio.timeout(_STOP_SECONDS):
+            async with asyncio.timeout(_ENDING_SECONDS):
                 code = await self._process.wait()
         except TimeoutError:
             return "it closed its output"
