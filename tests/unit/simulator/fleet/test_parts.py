@@ -50,7 +50,8 @@ def test_call_at_keeps_order_and_never_goes_back(make: type[Environment]) -> Non
 
 
 def test_a_clock_stops_before_a_second_and_takes_simpys_own_events() -> None:
-    clock, seen = Clock(), []
+    clock = Clock()
+    seen: list[Any] = []
     clock.timeout(1.0, "own").callbacks.append(lambda event: seen.append((clock.now, event.value)))
     for at in (1.0, 2.0):
         clock.call_at(at, seen.append, at)
