@@ -31,7 +31,7 @@ Examples:
 
     tandem bench --quick
 
-    tandem bench --limit 4 --out runs/grid --report docs/results.md
+    tandem bench --limit 4 --out runs/grid --report results.md
 
     tandem bench --contenders cloud-only,blocking@0.8 --preset wifi,4g,3g
 
