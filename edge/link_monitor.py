@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 
 from shared.clock import Clock
 
@@ -199,7 +200,7 @@ class _Samples:
     def median(self, now: float) -> float | None:
         if not self._known or now - self._oldest > self._memory_seconds:
             recent = self._recent(now)
-            self._known_median = _median(recent) if recent else None
+            self._known_median = median(recent) if recent else None
             # what is too old now stays so, as long as time does not go back
             self._known = len(recent) == len(self._dated)
             self._oldest = min((at for at, _ in self._dated), default=now)
@@ -210,11 +211,3 @@ class _Samples:
 
     def _recent(self, now: float) -> list[float]:
         return [value for at, value in self._dated if now - at <= self._memory_seconds]
-
-
-def _median(values: list[float]) -> float:
-    """:func:`statistics.median` of one value or more, in a fraction of the time."""
-    ordered, half = sorted(values), len(values) // 2
-    if len(ordered) % 2:
-        return ordered[half]
-    return (ordered[half - 1] + ordered[half]) / 2

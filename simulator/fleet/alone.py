@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edge.steering import patience_seconds
 from simulator.fleet.cloud_side import CloudSide, Doing
-from simulator.fleet.events import call_at
 
 if TYPE_CHECKING:
     from simulator.fleet.simulated_edge import SimulatedEdge
@@ -20,7 +19,7 @@ def wait(edge: SimulatedEdge, since: float) -> None:
     edge.waiting_since = since
     if not edge.watched:
         edge.watched = True
-        call_at(edge.group.env, since + edge.group.least_patience, watch, edge)
+        edge.group.env.call_at(since + edge.group.least_patience, watch, edge)
 
 
 def watch(edge: SimulatedEdge) -> None:
@@ -39,7 +38,7 @@ def watch(edge: SimulatedEdge) -> None:
             _go_alone(edge, now)
             return
     edge.watched = True
-    call_at(edge.group.env, due, watch, edge)
+    edge.group.env.call_at(due, watch, edge)
 
 
 def _go_alone(edge: SimulatedEdge, now: float) -> None:
@@ -79,7 +78,7 @@ def draft_alone(edge: SimulatedEdge, session: CloudSide, resume: float) -> None:
     edge.alone, edge.frontier = True, resume
     done = edge.track.done
     end = resume + done[-1] - done[edge.position]
-    call_at(edge.group.env, end, _end_of_text, (edge, session))
+    edge.group.env.call_at(end, _end_of_text, (edge, session))
 
 
 def _end_of_text(drafting: tuple[SimulatedEdge, CloudSide]) -> None:

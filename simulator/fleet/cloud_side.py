@@ -109,15 +109,16 @@ class CloudSide:
                 question = inbox.popleft()
                 if question.epoch < self.epoch:
                     continue
-                replica.late += question.messages
+                replica.receive(question.messages)
                 self._note(question)
             if inbox:
-                following = inbox[0]
-                replica.call_at(following.arrival, self.arrive, following)
+                self._await(inbox[0])
             return
-        following = inbox[0]
-        replica.call_at(following.arrival, self.arrive, following)
+        self._await(inbox[0])
         self.hear(question)
+
+    def _await(self, question: Question) -> None:
+        self.replica.call_at(question.arrival, self.arrive, question)
 
     def hear(self, question: Question) -> None:
         """A question arrives now; one from before a correction is about a text that is no more."""
@@ -125,10 +126,7 @@ class CloudSide:
             return
         replica = self.replica
         question.arrival = now = replica.env.now
-        if replica.running:
-            replica.late += question.messages
-        else:
-            replica.receive(question.messages)
+        replica.receive(question.messages)
         self._note(question)
         doing = self.doing
         if doing is _NOTHING:

@@ -25,10 +25,10 @@ def part_cores(cloud_threads: int | None) -> Cores:
     """So many for the cloud, where this process may use more than that and the system can say who
     runs where (Linux can)."""
     if sys.platform != "linux" or cloud_threads is None:
-        return Cores()
+        return ANY_CORES
     mine = sorted(os.sched_getaffinity(0))
     if len(mine) <= cloud_threads:
-        return Cores()
+        return ANY_CORES
     return Cores(frozenset(mine[:cloud_threads]), frozenset(mine[cloud_threads:]))
 
 

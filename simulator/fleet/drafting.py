@@ -78,14 +78,12 @@ def draft(edge: SimulatedEdge, resume: float) -> None:  # noqa: PLR0912, PLR0915
         if index != begin:
             _accept(edge, track, begin, index, start)
         if window or is_steered:
-            first = begin if begin else 1  # the first takes the prompt along
+            first, each = begin if begin else 1, 0.0  # the first takes the prompt along
             if position > first:
                 each = (done[position] - done[first]) / (position - first)
                 step_took(each)
-                if is_steered:
-                    steered.drafted(edge, track, begin, position, frontier, each)
-            elif is_steered:
-                steered.drafted(edge, track, begin, position, frontier, 0.0)
+            if is_steered:
+                steered.drafted(edge, track, begin, position, frontier, each)
         if index >= length:
             edge.tail = (start, begin)
             break

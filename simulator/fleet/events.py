@@ -6,7 +6,6 @@ Nothing here is a SimPy process: a generator's resumption costs more than the wo
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
@@ -58,17 +57,3 @@ def _happen(event: Event) -> None:
     if not event.ok and not event.defused:
         assert isinstance(event.value, BaseException)
         raise event.value
-
-
-def later(env: Environment) -> Callable[..., None]:
-    """:func:`call_at` for ``env``, for those who call it often."""
-    return env.call_at if isinstance(env, Clock) else partial(call_at, env)
-
-
-def call_at(env: Environment, at: float, handler: Handler, value: Any = None) -> None:
-    """Call ``handler`` with ``value`` at second ``at``, now at the earliest."""
-    if isinstance(env, Clock):
-        env.call_at(at, handler, value)
-        return
-    event = env.timeout(max(0.0, at - env.now), value)
-    event.callbacks.append(lambda event: handler(event.value))

@@ -8,11 +8,10 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
-from simpy import Environment
 
 from edge.context_source import ContextCodec
 from edge.steering import LEAST_PATIENCE_SECONDS
-from simulator.fleet.events import call_at
+from simulator.fleet.events import Clock
 from simulator.fleet.policies import Chooser, Policy
 from simulator.fleet.profiles import DeviceProfile
 from simulator.fleet.recordings import Recording
@@ -74,7 +73,7 @@ class Group:
 
     def __init__(
         self,
-        env: Environment,
+        env: Clock,
         name: str,
         device: DeviceProfile,
         policy: Policy,
@@ -131,7 +130,7 @@ class Group:
 
     def begin(self, edge: SimulatedEdge) -> None:
         """The first question of ``edge`` comes as any other."""
-        call_at(self.env, self._think(0.0, self._random), edge.ask)
+        self.env.call_at(self._think(0.0, self._random), edge.ask)
 
     def finished(self, edge: SimulatedEdge, at: float) -> None:
         """An answer ended at ``at``; the next question comes when the user has thought."""
@@ -139,4 +138,4 @@ class Group:
             return
         if edge.asked_at >= self._warmup:
             self.log.add(edge, at)
-        call_at(self.env, at + self._think(at, self._random), edge.ask)
+        self.env.call_at(at + self._think(at, self._random), edge.ask)

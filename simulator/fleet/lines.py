@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from simulator.fleet.events import later
 from simulator.fleet.ways import PacketWay, PlainWay
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class PlainLines:
 
     def __init__(self, group: Group, up: PlainWay, down: PlainWay) -> None:
         self._group, self._up, self._down = group, up, down
-        self._call_at = later(group.env)
+        self._call_at = group.env.call_at
 
     def open(self, edge: SimulatedEdge, session: CloudSide, at: float) -> None:
         """See :class:`Lines`."""
@@ -158,7 +157,7 @@ class PacketLines:
 
     def __init__(self, group: Group, up: PacketWay, down: PacketWay) -> None:
         self._group, self._up, self._down = group, up, down
-        self._call_at = later(group.env)
+        self._call_at = group.env.call_at
 
     def open(self, edge: SimulatedEdge, session: CloudSide, at: float) -> None:
         """See :class:`Lines`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cloud.deep_model import DeepModel
 from edge.engine import EdgeEngine
 from shared.errors import ConfigurationError
 from shared.messages import ContextKind
@@ -117,8 +117,9 @@ def measure_machine(
         edge = measure_edge(engine, effort.edge, lambda: advance("edge"))
     finally:
         engine.close()
+    model = load_deep_model(bundle)
     cloud = run_to_end(
-        measure_cloud(bundle, effort.cloud, lambda: advance("cloud"), threads=cloud_threads)
+        measure_cloud(bundle, model, effort.cloud, lambda: advance("cloud"), threads=cloud_threads)
     )
     return Measured(
         device_profile(name, edge, cloud.overheads, environment, precision, threads),
@@ -143,15 +144,15 @@ def measure_machine(
 
 async def measure_cloud(
     bundle: ModelBundle,
+    model: DeepModel,
     effort: CloudEffort,
     advance: Callable[[], None],
     *,
     threads: int | None = None,
     cores: Cores = ANY_CORES,
 ) -> CloudTimes:
-    """Passes in this process, then messages to a cloud in a process of its own; both on the cloud's
-    cores, and what asks it on the rest."""
-    model = await asyncio.to_thread(load_deep_model, bundle)
+    """Passes of ``model`` in this process, then messages to a cloud in a process of its own; both
+    on the cloud's cores, and what asks it on the rest."""
     with on_cores(cores.cloud):
         samples = {
             name: await measure_passes(model, kind, effort, advance, threads=threads)

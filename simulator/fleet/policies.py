@@ -20,6 +20,8 @@ from simulator.fleet.recordings import ModelFacts
 
 STEP = 0.25  # of a quantity, below which two conditions count as the same
 _WIDE_STEP = 0.7  # of what hardly moves a choice
+# of the six measured quantities of Conditions, in order
+_STEPS = (STEP, _WIDE_STEP, STEP, _WIDE_STEP, STEP, STEP)
 _SHARE_STEPS = 8
 _FEW = 32
 _PLAIN = Plan(burst=BURST_UNLIMITED, codec=ContextCodec.TOKENS, plain=True)
@@ -123,27 +125,26 @@ class Chooser:
     ) -> Plan:
         """The plan for the next answer, or (``within`` a session of that codec) from here on."""
         prompt, answer = _tokens(prompt_tokens), max(1, _tokens(answer_tokens))
-        key = (
-            _step(conditions.rtt_seconds, STEP),
-            _step(conditions.up_bytes_per_second, _WIDE_STEP),
-            _step(conditions.edge_token_seconds, STEP),
-            _step(conditions.edge_prefill_seconds, _WIDE_STEP),
-            _step(conditions.cloud_pass_seconds, STEP),
-            _step(conditions.cloud_token_seconds, STEP),
-            _share(conditions.guess_agreement),
-            _count(conditions.guess_count),
-            _share(conditions.unsure_share),
-            _count(conditions.unsure_count),
-            self._number(previous),
-            prompt,
-            answer,
-            None if within is None else within.value,
+        measured = (
+            conditions.rtt_seconds,
+            conditions.up_bytes_per_second,
+            conditions.edge_token_seconds,
+            conditions.edge_prefill_seconds,
+            conditions.cloud_pass_seconds,
+            conditions.cloud_token_seconds,
         )
+        steps = tuple(map(_step, measured, _STEPS))
+        agreement, guesses = _share(conditions.guess_agreement), _count(conditions.guess_count)
+        unsure, judged = _share(conditions.unsure_share), _count(conditions.unsure_count)
+        codec = None if within is None else within.value
+        shares = (agreement, guesses, unsure, judged)
+        key = (steps, shares, self._number(previous), prompt, answer, codec)
         plan = self._known.get(key)
         if plan is None:
             model = self._model
+            rtt, up, token, prefill, cloud_pass, cloud_token = map(_value, steps, _STEPS)
             plan = self._known[key] = choose(
-                _rounded(conditions),
+                Conditions(rtt, up, token, prefill, cloud_pass, cloud_token, *shares),
                 model.operating_points,
                 self._wishes if within is None else self._within(within),
                 model.layers,
@@ -173,21 +174,6 @@ class Chooser:
         return wishes
 
 
-def _rounded(conditions: Conditions) -> Conditions:
-    return Conditions(
-        _coarse(conditions.rtt_seconds, STEP),
-        _coarse(conditions.up_bytes_per_second, _WIDE_STEP),
-        _coarse(conditions.edge_token_seconds, STEP),
-        _coarse(conditions.edge_prefill_seconds, _WIDE_STEP),
-        _coarse(conditions.cloud_pass_seconds, STEP),
-        _coarse(conditions.cloud_token_seconds, STEP),
-        _share(conditions.guess_agreement),
-        _count(conditions.guess_count),
-        _share(conditions.unsure_share),
-        _count(conditions.unsure_count),
-    )
-
-
 def _step(value: float | None, step: float) -> float | None:
     """The number of the step that ``value`` belongs to; 0 and nothing have their own."""
     if not value:
@@ -195,9 +181,11 @@ def _step(value: float | None, step: float) -> float | None:
     return round(log(value) / step)
 
 
-def _coarse(value: float | None, step: float) -> float | None:
-    number = _step(value, step)
-    return value if number is None or number == -inf else exp(number * step)
+def _value(number: float | None, step: float) -> float | None:
+    """The value in the middle of a step; the inverse of :func:`_step`."""
+    if number is None:
+        return None
+    return exp(number * step)  # 0 for its own
 
 
 def _share(value: float | None) -> float | None:

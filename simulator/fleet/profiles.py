@@ -177,7 +177,11 @@ class PassModel(_Frozen):
 
     def rows_seconds(self, most: int) -> list[float]:
         """Base and rows of passes over 0 to ``most`` rows; nothing for none."""
-        return [0.0, *(self.base_seconds + self._beyond(rows) for rows in range(1, most + 1))]
+        return [self.of_rows(rows) for rows in range(most + 1)]
+
+    def of_rows(self, rows: int) -> float:
+        """Base and rows of a pass over so many; nothing for none."""
+        return self.base_seconds + self._beyond(rows) if rows else 0.0
 
     def _beyond(self, rows: int) -> float:
         knots, seconds = self.knots, self.beyond_seconds
@@ -229,14 +233,10 @@ class CloudProfile(_Frozen):
         """
         a, b = self.whole, self.deep
         rows = whole[0] + deep[0]
-        first, deep_all, deep_some = (
-            model.rows_seconds(count)[count]
-            for model, count in ((a, whole[0]), (b, rows), (b, whole[0]))
-        )
         return (
-            first
-            + deep_all
-            - deep_some
+            a.of_rows(whole[0])
+            + b.of_rows(rows)
+            - b.of_rows(whole[0])
             + a.session_seconds * whole[1]
             + a.decision_seconds * whole[2]
             + a.past_seconds * whole[3]

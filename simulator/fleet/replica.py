@@ -20,11 +20,9 @@ from collections import deque
 from itertools import count
 from math import ceil, sqrt
 
-from simpy import Environment
-
 from cloud.fair_queue import BITE, PATIENCE
 from simulator.fleet.cloud_side import CloudSide, Doing
-from simulator.fleet.events import later
+from simulator.fleet.events import Clock
 from simulator.fleet.profiles import CloudProfile, PassModel
 
 # of an edge's messages, the context behind a question's own was handled while nothing ran
@@ -39,17 +37,17 @@ class Replica:
         busy_seconds: in passes that have ended.
         passes: that have ended; ``rows`` and ``sessions`` that were in them, in sum.
         waits: seconds from queueing to the pass, of each piece of work that answers a question.
-        running: a pass is under way, which ``late`` messages make longer yet.
-        ends_at: when it ends without them; 0 where that may change.
+        running: a pass is under way.
+        ends_at: when it ends without the messages that make it longer yet; 0 where that may change.
     """
 
-    def __init__(self, env: Environment, profile: CloudProfile) -> None:
+    def __init__(self, env: Clock, profile: CloudProfile) -> None:
         self.env, self.profile = env, profile
-        self.call_at = later(env)
+        self.call_at = env.call_at
         self.turnaround = profile.turnaround_seconds
-        self.message_seconds = profile.message_seconds
+        self._message_seconds = profile.message_seconds
         self._loop_free = 0.0  # when the event loop has handled all
-        self.late = 0
+        self._late = 0  # messages that make the pass under way longer
         self.ends_at = 0.0
         self.busy_seconds = 0.0
         self.passes = self.rows = self.sessions = 0
@@ -83,18 +81,18 @@ class Replica:
     def receive(self, messages: int) -> None:
         """So many messages of an edge are taken in, the last of them now."""
         if self.running:
-            self.late += messages
+            self._late += messages
             return
         now, free = self.env.now, self._loop_free
         count = messages if messages < _AT_ONCE else _AT_ONCE
-        self._loop_free = (free if free > now else now) + count * self.message_seconds
+        self._loop_free = (free if free > now else now) + count * self._message_seconds
 
     def send(self) -> float:
         """When a message that is ready now is on its way."""
         now, free = self.env.now, self._loop_free
         if self.running:
-            self.late += 1
-        self._loop_free = free = (free if free > now else now) + self.message_seconds
+            self._late += 1
+        self._loop_free = free = (free if free > now else now) + self._message_seconds
         return free + self.turnaround
 
     def hurry(self, session: CloudSide) -> None:
@@ -121,8 +119,7 @@ class Replica:
             return
         batch = self._take()
         now = self.env.now
-        waiting = self._loop_free - now  # for messages that are not handled yet
-        waiting = max(waiting, 0.0)
+        waiting = max(0.0, self._loop_free - now)  # for messages that are not handled yet
         seconds = past_growth = 0.0
         rows = whole_rows = 0
         alike = not self._short and not self._long
@@ -151,7 +148,7 @@ class Replica:
         if alike:
             passes = min([session.burst_left for session in batch])
             if passes > 1:
-                sent = len(batch) * self.message_seconds  # by the pass before each
+                sent = len(batch) * self._message_seconds  # by the pass before each
                 steady = _Steady(batch, now, waiting - sent, seconds + sent, past_growth, passes)
                 self.ends_at = 0.0
                 self._begin_steady(steady)
@@ -194,9 +191,9 @@ class Replica:
 
     def _end(self, under_way: tuple[list[CloudSide], float, int]) -> None:
         batch, seconds, rows = under_way
-        if self.late:
-            late = self.late * self.message_seconds
-            self.late = 0
+        if self._late:
+            late = self._late * self._message_seconds
+            self._late = 0
             self.ends_at = end = self.env.now + late
             self.call_at(end, self._end, (batch, seconds + late, rows))
             return
@@ -220,7 +217,7 @@ class Replica:
             queue = self._long if session.rows_left > BITE else self._short
             queue.appendleft(session)
         self.running = False
-        self.late = 0  # what was sent meanwhile makes the next pass longer
+        self._late = 0  # what was sent meanwhile makes the next pass longer
         self._start()
 
     def _begin_steady(self, steady: _Steady) -> None:
@@ -232,9 +229,9 @@ class Replica:
         steady = self._steady
         if steady is None or number != steady.number:
             return
-        if self.late:
-            steady.late += self.late * self.message_seconds
-            self.late = 0
+        if self._late:
+            steady.late += self._late * self._message_seconds
+            self._late = 0
             end = steady.ends_at(steady.passes)
             self.call_at(end, self._end_steady, steady.number)
             return

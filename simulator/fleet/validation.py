@@ -20,9 +20,11 @@ from simulator.fleet.measuring import cloud_profile, measure_cloud
 from simulator.fleet.measuring_cloud import CloudEffort, load_deep_model, measure_passes
 from simulator.fleet.measuring_edge import step_seconds
 from simulator.fleet.profiles import CloudProfile, DeviceProfile
+from simulator.fleet.recordings import Recording
 from simulator.fleet.validation_edge import TimedAnswer
 from simulator.fleet.validation_real import (
     RealFleet,
+    Turn,
     record_texts,
     scripts_of,
     serving_cloud,
@@ -148,10 +150,11 @@ async def validate(
     """
     environment = look_around(bundle)
     cores = part_cores(asked.cloud_threads)
-    probe = SpeedProbe(await asyncio.to_thread(load_deep_model, bundle), asked.cloud_threads, cores)
+    model = await asyncio.to_thread(load_deep_model, bundle)
+    probe = SpeedProbe(model, asked.cloud_threads, cores)
     before = await probe.seconds()
     times = await measure_cloud(
-        bundle, asked.cloud_effort, lambda: None, threads=asked.cloud_threads, cores=cores
+        bundle, model, asked.cloud_effort, lambda: None, threads=asked.cloud_threads, cores=cores
     )
     cloud = cloud_profile("validated", times, environment)
     usual = (before + await probe.seconds()) / 2
@@ -181,36 +184,31 @@ async def validate(
                     real = await fleet.run(policy, turns)
                     before, now = now, await probe.seconds()
                     slowdown = (before + now) / 2 / usual
-                    as_it_was = slowed(cloud, slowdown)
-                    logs = [
-                        log
-                        for run in range(_RUNS)
-                        for log in simulate(
-                            recording,
-                            policy,
-                            turns,
-                            device,
-                            as_it_was,
-                            asked.link,
-                            asked.seed + run,
-                        )
-                    ]
-                    timed = [answer for answers in real for answer in answers]
-                    simulated = [
-                        pair for log in logs for pair in zip(log.seconds, log.tokens, strict=True)
-                    ]
-                    rows.append(
-                        Row(
-                            policy,
-                            edges,
-                            len(timed),
-                            pace_of(_pairs(timed)),
-                            pace_of(simulated),
-                            slowdown,
-                        )
+                    paced = simulated_pace(
+                        asked, recording, policy, turns, device, slowed(cloud, slowdown)
                     )
+                    timed = [answer for answers in real for answer in answers]
+                    pace = pace_of(_pairs(timed))
+                    rows.append(Row(policy, edges, len(timed), pace, paced, slowdown))
                     advance(f"{policy}, {edges} edges")
     return Validation(tuple(rows), device, cloud)
+
+
+def simulated_pace(
+    asked: Asked,
+    recording: Recording,
+    policy: str,
+    turns: Sequence[Turn],
+    device: DeviceProfile,
+    cloud: CloudProfile,
+) -> Pace:
+    """The simulator's, over runs with other chance in the links."""
+    logs = [
+        log
+        for run in range(_RUNS)
+        for log in simulate(recording, policy, turns, device, cloud, asked.link, asked.seed + run)
+    ]
+    return pace_of([pair for log in logs for pair in zip(log.seconds, log.tokens, strict=True)])
 
 
 class SpeedProbe:

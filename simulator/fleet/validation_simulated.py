@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from simpy import Environment
 
-from simulator.fleet.events import call_at
+from simulator.fleet.events import Clock
 from simulator.fleet.group import AnswerLog, Group
 from simulator.fleet.lines import PacketLines, PlainLines
 from simulator.fleet.policies import Policy, PolicyName, make_policy
@@ -41,14 +40,14 @@ class ScheduledGroup(Group):
 
     def begin(self, edge: SimulatedEdge) -> None:
         """The turn's first question."""
-        call_at(self.env, self._turn.begin, edge.ask)
+        self.env.call_at(self._turn.begin, edge.ask)
 
     def finished(self, edge: SimulatedEdge, at: float) -> None:
         """The next question comes as soon as the session is closed."""
         self.log.add(edge, at)
         self._left -= 1
         if self._left:
-            call_at(self.env, at + self._closing, edge.ask)
+            self.env.call_at(at + self._closing, edge.ask)
 
 
 def simulate(
@@ -61,7 +60,7 @@ def simulate(
     seed: int,
 ) -> list[AnswerLog]:
     """What the simulator makes of the same turns, a log for each edge."""
-    env = Environment()
+    env = Clock()
     replica = Replica(env, cloud)
     noise = np.random.default_rng(seed)
     maker = LinkMaker(link, noise.spawn(1)[0])

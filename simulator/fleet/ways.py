@@ -17,9 +17,8 @@ from math import inf
 from typing import Any
 
 import numpy as np
-from simpy import Environment
 
-from simulator.fleet.events import call_at
+from simulator.fleet.events import Clock
 from simulator.link_model import Link, LinkDirection
 from simulator.link_noise import Jitter
 from simulator.link_spec import DirectionSpec, LinkSpec
@@ -65,13 +64,7 @@ class PlainWay:
         """When ``size`` bytes that are handed over at ``at`` are there."""
         left = self.busy
         self.busy = left = (at if at > left else left) + size * self._seconds_per_byte
-        there = left + self._delay
-        if self._jitter is not None:
-            there += self._jitter[(int(left * _PER_SECOND) + self._offset) & _TABLE_MASK]
-        if there > self.last:
-            self.last = there
-            return there
-        return self.last
+        return self._there(left)
 
     def stretch(self, begun: float, ended: float, at: float, size: float, last: float) -> float:
         """When ``size`` bytes are there that came up bit by bit from ``begun`` on, the ``last``
@@ -87,7 +80,10 @@ class PlainWay:
         if at > left:  # noqa: PLR1730
             left = at
         self.busy = left
-        # as in arrival; calling it would take as long as all that is above
+        return self._there(left)
+
+    def _there(self, left: float) -> float:
+        """The arrival of what leaves at ``left``."""
         there = left + self._delay
         if self._jitter is not None:
             there += self._jitter[(int(left * _PER_SECOND) + self._offset) & _TABLE_MASK]
@@ -102,7 +98,7 @@ class PacketWay:
 
     __slots__ = ("_env", "_link", "_next", "_under_way", "_unsent")
 
-    def __init__(self, env: Environment, link: LinkDirection) -> None:
+    def __init__(self, env: Clock, link: LinkDirection) -> None:
         self._env, self._link = env, link
         self._unsent = 0  # bytes that the link has not taken yet
         self._under_way: deque[tuple[int, Deliver, Any]] = deque()
@@ -123,7 +119,7 @@ class PacketWay:
         soonest = min(link.next_time(), link.next_room() if self._unsent else inf)
         if soonest < self._next:
             self._next = soonest
-            call_at(self._env, max(soonest, now), self._look)
+            self._env.call_at(max(soonest, now), self._look)
 
     def _look(self, _value: object) -> None:
         now = self._env.now
@@ -165,7 +161,7 @@ class LinkMaker:
         up, down = (int(offset) for offset in self._noise.integers(0, _TABLE, 2))
         return PlainWay(self.spec.up, self._up, up), PlainWay(self.spec.down, self._down, down)
 
-    def make_packets(self, env: Environment) -> tuple[PacketWay, PacketWay]:
+    def make_packets(self, env: Clock) -> tuple[PacketWay, PacketWay]:
         """Up and down packet by packet; outages and traces begin together for all edges."""
         link = Link(self.spec, seed=int(self._noise.integers(0, 1 << 62)), start=env.now)
         return PacketWay(env, link.up), PacketWay(env, link.down)

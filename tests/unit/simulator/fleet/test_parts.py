@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simpy import Environment
 from simpy.events import Event
 
 from edge.controller import LEAST_GAIN_BETWEEN, Aim, Wishes, choose
@@ -22,7 +21,7 @@ from shared.errors import ConfigurationError
 from shared.model_bundle import OperatingPoint
 from simulator.fleet.cloud_side import CloudSide, Doing
 from simulator.fleet.config import Workload
-from simulator.fleet.events import Clock, call_at
+from simulator.fleet.events import Clock
 from simulator.fleet.policies import Chooser
 from simulator.fleet.question import Question
 from simulator.fleet.replica import Replica
@@ -37,14 +36,14 @@ from simulator.link_spec import DirectionSpec, LinkSpec
 from tests.fleet_harness import CLOUD, DEVICE, invented_recording
 
 
-@pytest.mark.parametrize("make", [Environment, Clock])
-def test_call_at_keeps_order_and_never_goes_back(make: type[Environment]) -> None:
-    env, seen = make(), []
+def test_call_at_keeps_order_and_never_goes_back() -> None:
+    env = Clock()
+    seen: list[Any] = []
     for at in (3.0, 1.0, 2.0):
-        call_at(env, at, lambda value: seen.append((env.now, value)), at)
+        env.call_at(at, lambda value: seen.append((env.now, value)), at)
     env.run()
     assert seen == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
-    call_at(env, 0.5, lambda value: seen.append((env.now, value)), "late")
+    env.call_at(0.5, lambda value: seen.append((env.now, value)), "late")
     env.run()
     assert seen[-1] == (3.0, "late")
 
@@ -79,7 +78,7 @@ def test_a_question_that_a_correction_overtakes_is_never_heard() -> None:
     late = Question(12, 0, True)
     late.arrival = 5.0
     session.inbox.append(late)
-    call_at(env, 5.0, session.arrive, late)
+    env.call_at(5.0, session.arrive, late)
     session.hear(Question(11, 0, False))
     env.run()
     assert [told[1] for told in edge.told] == [11]
@@ -94,10 +93,10 @@ def test_what_comes_while_a_pass_runs_counts_the_same_taken_in_at_once() -> None
         for n, question in enumerate(coming):
             question.arrival = 0.005 * (n + 1)
             if not together:
-                call_at(env, question.arrival, session.hear, question)
+                env.call_at(question.arrival, session.hear, question)
         if together:
             session.inbox.extend(coming)
-            call_at(env, coming[0].arrival, session.arrive, coming[0])
+            env.call_at(coming[0].arrival, session.arrive, coming[0])
         env.run()
         return edge.told, replica.passes, replica.busy_seconds
 
@@ -110,7 +109,7 @@ def test_what_comes_while_a_pass_runs_counts_the_same_taken_in_at_once() -> None
 
 def packet_arrivals(spec: DirectionSpec, messages: list[tuple[float, int]]) -> list[float]:
     """When the link model itself has messages there that are sent at these times."""
-    env = Environment()
+    env = Clock()
     way = PacketWay(env, Link(LinkSpec(up=spec), seed=1).up)
     arrived: list[float] = []
 
@@ -118,7 +117,7 @@ def packet_arrivals(spec: DirectionSpec, messages: list[tuple[float, int]]) -> l
         way.send(size, lambda now, _: arrived.append(now), None)
 
     for at, size in messages:
-        call_at(env, at, send, size)
+        env.call_at(at, send, size)
     env.run(until=1000.0)
     return arrived
 
@@ -185,8 +184,8 @@ class Listening:
         self.told.append(("ahead", position, at))
 
 
-def cloud(*, steady: bool = False) -> tuple[Environment, Replica, Listening, CloudSide]:
-    env = Environment()
+def cloud(*, steady: bool = False) -> tuple[Clock, Replica, Listening, CloudSide]:
+    env = Clock()
     replica, edge = Replica(env, CLOUD), Listening()
     return env, replica, edge, CloudSide(replica, edge, whole=True, end=100, steady=steady)
 
@@ -238,7 +237,7 @@ def test_a_burst_goes_to_the_end(steady: bool) -> None:
 
 
 def test_messages_make_passes_longer_and_leave_one_by_one() -> None:
-    env = Environment()
+    env = Clock()
     profile = CLOUD.model_copy(update={"message_seconds": 0.002, "turnaround_seconds": 0.0})
     replica = Replica(env, profile)
     edges = [Listening() for _ in range(3)]
@@ -261,7 +260,7 @@ def test_a_run_of_passes_takes_the_messages_of_others_in() -> None:
         env, replica, edge, session = cloud(steady=steady)
         session.hear(Question(10, 0, False, burst=1000))
         other = CloudSide(replica, Listening(), whole=True, end=100)
-        call_at(env, 0.5, lambda _value: other.hear(Question(5, 0, True, messages=7)))
+        env.call_at(0.5, lambda _value: other.hear(Question(5, 0, True, messages=7)))
         env.run()
         return edge.told[-1][2], replica.busy_seconds
 
@@ -273,7 +272,7 @@ def test_a_pass_over_free_rows_takes_as_long_as_over_one() -> None:
     profile = CLOUD.model_copy(update={"whole": whole})
 
     def seconds(rows: int) -> float:
-        env = Environment()
+        env = Clock()
         replica = Replica(env, profile)
         CloudSide(replica, Listening(), whole=True, end=100).hear(Question(rows, 0, True))
         env.run()
@@ -292,7 +291,7 @@ def test_a_run_of_passes_ends_where_something_arrives() -> None:
     session.hear(Question(10, 0, False, burst=1000))
     other = Listening()
     asking = CloudSide(replica, other, whole=True, end=100)
-    call_at(env, 0.5, lambda _value: asking.hear(Question(5, 0, True)))
+    env.call_at(0.5, lambda _value: asking.hear(Question(5, 0, True)))
     env.run()
     reply = other.told[0]
     assert reply[0] == "reply"
@@ -306,7 +305,7 @@ def test_looking_ahead_stops_where_the_edge_wishes() -> None:
     session.hear(Question(10, 0, True, lookahead=4))
     env.run()
     assert [told[1] for told in edge.told] == [10, 11, 12, 13, 14]
-    call_at(env, env.now + 1.0, session.confirm, 12)
+    env.call_at(env.now + 1.0, session.confirm, 12)
     env.run()
     assert edge.told[-1][1] == 16
     assert session.doing is Doing.NOTHING
@@ -333,7 +332,7 @@ def test_another_text_takes_back_what_was_said_ahead() -> None:
 
 
 def test_tokens_get_half_of_the_rows_beside_a_prompt() -> None:
-    env = Environment()
+    env = Clock()
     profile = CLOUD.model_copy(update={"max_rows": 32})
     replica = Replica(env, profile)
     edges = [Listening() for _ in range(9)]
