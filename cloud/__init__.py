@@ -1,0 +1,9 @@
+"""The gRPC service on the bigger machine: context store, batcher and the full model."""
+
+import os
+
+# Set before PyTorch is loaded, for its OpenMP reads it once.  A thread of GNU OpenMP that is done
+# with its part spins for milliseconds by default, and where other programs keep the cores busy
+# each of a pass's hundred parallel regions then waits for a turn of the scheduler.  This many turns
+# (some 300 µs) bridge the gap between two regions, and cost less where the cores are shared.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -1,13 +1,13 @@
 """The full model on the cloud: one forward pass over the packed rows of many sessions.
 
-Linear layers and norms run over all rows at once; only attention goes session by session, over
-each one's own KV cache.  A session gives either hidden states at the cut, and the deeper layers
-run, or token ids, and all layers do.
+Linear layers and norms run over all rows at once; attention goes over each session's own KV cache.
+A session gives either hidden states at the cut, and the deeper layers run, or token ids, and all
+layers do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from cloud.kv_cache import KvCache
 from cloud.llama_block import Rotary
 from cloud.packed_linear import PackedLinear
+from cloud.ragged_attention import FEW_ROWS, RaggedAttention
 from shared.errors import BundleError
 from shared.model_bundle import Architecture, ModelBundle
 
@@ -58,6 +59,7 @@ class _Span:
     first: int
     stop: int
     mask: Tensor | None  # [n, past + n] bool; None where every row sees everything or all is new
+    ragged: bool  # attends together with those of other sessions
 
 
 class DeepModel:
@@ -95,6 +97,9 @@ class DeepModel:
         self._final_norm = tensor("norm")
         self._head = PackedLinear(self._embedding)
         self._rotary = Rotary(arch, device)
+        self._ragged = (
+            RaggedAttention(arch) if device.type == "cpu" and dtype is torch.float32 else None
+        )
         half = arch.head_size // 2
         # rotate_half(x) * sin == roll(x, half) * (sin with its first half negated)
         self._rotary.sin[:, :half] *= -1
@@ -164,11 +169,12 @@ class DeepModel:
         spans, at = [], 0
         for chunk in chunks:
             count, past = len(chunk.rows), chunk.cache.length
+            ragged = self._ragged is not None and count <= FEW_ROWS
             mask = None
-            if count > 1 and past:
+            if count > 1 and past and not ragged:
                 mask = torch.ones((count, past + count), dtype=torch.bool, device=self.device)
                 mask.tril_(past)
-            spans.append(_Span(chunk, at, at + count, mask))
+            spans.append(_Span(chunk, at, at + count, mask, ragged))
             at += count
         return spans
 
@@ -185,6 +191,7 @@ class DeepModel:
         ).to(self.device)
         cos, sin = self._rotary.at(positions, self.dtype)
         half = arch.head_size // 2
+        attend = self._attention(spans)
         for index in range(first, last):
             layer = self._layers[index]
             heads = layer.qkv(self._norm(hidden, layer.input_norm)).view(
@@ -192,17 +199,7 @@ class DeepModel:
             )
             turned = heads[:, :kv_stop]
             turned = (turned * cos).addcmul_(turned.roll(half, -1), sin)
-            attended = [
-                _attend(
-                    span,
-                    index,
-                    turned[:, : arch.heads],
-                    turned[:, arch.heads :],
-                    heads[:, kv_stop:],
-                )
-                for span in spans
-            ]
-            mixed = attended[0] if len(attended) == 1 else torch.cat(attended)
+            mixed = attend(index, turned, heads)
             if index == arch.layers - 1:
                 rows = torch.tensor(
                     [span.first + offset for span in spans for offset in span.chunk.wanted],
@@ -216,6 +213,28 @@ class DeepModel:
             gate, up = layer.gate_up(self._norm(hidden, layer.post_norm)).chunk(2, dim=-1)
             hidden = hidden + layer.down(F.silu(gate) * up)
         return hidden
+
+    def _attention(self, spans: Sequence[_Span]) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """A pass's attention: layer, rotated queries and keys ``[rows, heads + kv_heads,
+        head_size]`` and all three projections → ``[rows, heads, head_size]``."""
+        arch = self.architecture
+        kv_stop = arch.heads + arch.kv_heads
+        together = [(s.chunk.cache, s.first, s.stop) for s in spans if s.ragged]
+        chunks = self._ragged.chunks(together) if self._ragged and together else None
+
+        def attend(layer: int, turned: Tensor, projected: Tensor) -> Tensor:
+            out = projected.new_empty((len(projected), arch.heads, arch.head_size))
+            if chunks is not None:
+                assert self._ragged
+                self._ragged(chunks, layer, turned, projected, out)
+            for span in spans:
+                if not span.ragged:
+                    queries, keys = turned[:, : arch.heads], turned[:, arch.heads :]
+                    values = projected[:, kv_stop:]
+                    out[span.first : span.stop] = _attend(span, layer, queries, keys, values)
+            return out
+
+        return attend
 
     def _norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Root-mean-square norm, computed in float32 (as transformers does)."""
