@@ -79,9 +79,7 @@ class RaggedAttention:
             projected: ``[rows, heads + 2 * kv_heads, head_size]``, of which the last are values.
             out: ``[rows, heads, head_size]``; the chunks' rows are written.
         """
-        self._kernel(
-            turned.numpy(), projected.numpy(), chunks, layer, self._scores, out.numpy()
-        )
+        self._kernel(turned.numpy(), projected.numpy(), chunks, layer, self._scores, out.numpy())
 
 
 @lru_cache

@@ -19,8 +19,12 @@ from shared.errors import ConfigurationError
 
 FloatArray = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int32]
+Noise = npt.NDArray[np.float64]
 
 MAX_SEED = 2**64 - 1
+
+# how many of the most probable rows are looked at before all: the nucleus seldom has more
+_FRONTS = (256, 4096)
 
 
 @dataclass(frozen=True)
@@ -76,14 +80,8 @@ def choose_token(
     if sampling.greedy:
         row = int(np.argmax(logits))
     else:
-        noise = gumbel_noise(sampling.seed, position, vocabulary_size or logits.shape[0])
-        if vocabulary_ids is not None:
-            noise = noise[vocabulary_ids]
-        # relative to the best, so that no temperature, however small, makes an infinity of it
-        scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
-        if sampling.top_p < 1.0:
-            scaled = np.where(_nucleus(scaled, sampling.top_p), scaled, -np.inf)
-        row = int(np.argmax(scaled + noise))
+        words = _random_words(sampling.seed, position, vocabulary_size or logits.shape[0])
+        row = _draw(logits, sampling, words if vocabulary_ids is None else words[vocabulary_ids])
     token = row if vocabulary_ids is None else int(vocabulary_ids[row])
     return Choice(token, log_probability(logits, row))
 
@@ -95,24 +93,58 @@ def log_probability(logits: FloatArray, row: int) -> float:
     return float(logits[row]) - peak - math.log(total)
 
 
-def gumbel_noise(seed: int, position: int, count: int) -> npt.NDArray[np.float64]:
+def gumbel_noise(seed: int, position: int, count: int) -> Noise:
     """``[count]`` standard Gumbel variates that depend on ``(seed, position)`` alone."""
+    return _gumbel(_random_words(seed, position, count))
+
+
+def _random_words(seed: int, position: int, count: int) -> npt.NDArray[np.uint64]:
     # counter word 0 is what Philox itself counts up, so the position takes word 1
     philox = np.random.Philox(
         key=np.array([seed, 0x74616E64656D], dtype=np.uint64),
         counter=np.array([0, position, 0, 0], dtype=np.uint64),
     )
-    words = philox.random_raw(count) >> np.uint64(11)
-    uniform = (words.astype(np.float64) + 0.5) * 2.0**-53  # inside (0, 1), never at its ends
+    return philox.random_raw(count)
+
+
+def _gumbel(words: npt.NDArray[np.uint64]) -> Noise:
+    # inside (0, 1), never at its ends
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return np.asarray(-np.log(-np.log(uniform)))
 
 
-def _nucleus(scaled: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.bool_]:
-    """Mask of the smallest set of most probable rows whose probability reaches ``top_p``
+def _draw(logits: FloatArray, sampling: Sampling, words: npt.NDArray[np.uint64]) -> int:
+    """The row that maximises ``logit / temperature + noise``, with the noise of ``words`` (one for
+    each row) computed for those rows alone that can be it."""
+    peak = float(logits.max())
+    if not math.isfinite(peak):
+        return int(np.argmax(logits))
+    # relative to the best, so that no temperature, however small, makes an infinity of it
+    scaled = (logits.astype(np.float64) - peak) / sampling.temperature
+    if sampling.top_p < 1.0:
+        rows = _nucleus(scaled, sampling.top_p)
+    else:
+        best = int(np.argmax(scaled))
+        least, most = _gumbel(np.array([words[best], words.max()]))
+        # with a margin far above what rounding does to a logarithm
+        rows = np.flatnonzero(scaled >= least - most - 1e-6)
+    return int(rows[np.argmax(scaled[rows] + _gumbel(words[rows]))])
+
+
+def _nucleus(scaled: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
+    """Rising indices of the smallest set of most probable rows whose probability reaches ``top_p``
     (Holtzman et al., arXiv 1904.09751); ties are kept in row order."""
-    weights = np.exp(scaled - scaled.max())
-    order = np.argsort(-weights, kind="stable")
-    cumulative = np.cumsum(weights[order]) / weights.sum()
-    keep = np.zeros(scaled.shape[0], dtype=np.bool_)
-    keep[order[: int(np.searchsorted(cumulative, top_p)) + 1]] = True
-    return keep
+    weights = np.exp(scaled)
+    total = weights.sum()
+    count = len(weights)
+    front = np.arange(count)
+    for size in _FRONTS:
+        if size < count:
+            # a beginning of the whole order, for ties with its last are in it
+            likely = np.flatnonzero(weights >= np.partition(weights, count - size)[count - size])
+            if weights[likely].sum() >= (top_p + 1e-6) * total:
+                front = likely
+                break
+    order = front[np.argsort(-weights[front], kind="stable")]
+    cumulative = np.cumsum(weights[order]) / total
+    return np.sort(order[: int(np.searchsorted(cumulative, top_p)) + 1])

@@ -8,6 +8,8 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from shared.errors import ConfigurationError
@@ -106,6 +108,47 @@ def test_a_partial_vocabulary_draws_as_the_full_one_without_the_rest(sampling: S
         full = choose_token(masked, sampling, position)
         assert part.token_id == full.token_id
         assert part.logprob == pytest.approx(full.logprob, abs=1e-6)
+
+
+def plainly(logits: FloatArray, sampling: Sampling, position: int) -> int:
+    """What a draw is: noise for every row, and a sort of them all."""
+    scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
+    if sampling.top_p < 1.0:
+        weights = np.exp(scaled)
+        order = np.argsort(-weights, kind="stable")
+        cumulative = np.cumsum(weights[order]) / weights.sum()
+        dropped = order[int(np.searchsorted(cumulative, sampling.top_p)) + 1 :]
+        scaled[dropped] = -np.inf
+    return int(np.argmax(scaled + gumbel_noise(sampling.seed, position, len(logits))))
+
+
+@given(
+    st.one_of(st.integers(1, 600), st.integers(4000, 6000)),
+    st.sampled_from([0.0, 0.01, 1.0, 6.0]),
+    st.sampled_from([1e-3, 0.3, 1.0, 5.0]),
+    st.sampled_from([1.0, 0.999999, 0.95, 0.5, 1e-9]),
+    st.booleans(),
+    st.integers(0, MAX_SEED),
+)
+def test_looking_at_few_rows_draws_what_looking_at_all_does(
+    rows: int, spread: float, temperature: float, top_p: float, tied: bool, seed: int
+) -> None:
+    logits = np.random.default_rng(seed).normal(0, spread, rows).astype(np.float32)
+    if tied:
+        logits = np.round(logits)
+    sampling = Sampling(temperature, top_p, seed)
+    for position in range(4):
+        assert choose_token(logits, sampling, position).token_id == plainly(
+            logits, sampling, position
+        )
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_draw_some_token(value: float, top_p: float) -> None:
+    logits = np.full(600, value, np.float32)
+    assert 0 <= choose_token(logits, Sampling(1.0, top_p, seed=1), 0).token_id < 600
 
 
 def test_the_logprob_is_that_of_temperature_one() -> None:
