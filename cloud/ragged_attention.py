@@ -19,7 +19,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import types
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -61,7 +61,8 @@ class RaggedAttention:
         table = np.zeros(len(new), _CHUNK)
         for entry, (cache, first, stop) in zip(table, new, strict=True):
             assert cache.length + stop - first <= cache.capacity
-            assert cache.data.is_contiguous() and cache.data.dtype is torch.float32
+            assert cache.data.is_contiguous()
+            assert cache.data.dtype is torch.float32
             entry["first_row"], entry["rows"], entry["past"] = first, stop - first, cache.length
             entry["address"], entry["capacity"] = cache.data.data_ptr(), cache.capacity
             entry["first_layer"] = cache.first_layer
@@ -105,10 +106,8 @@ def _compiled(group: int, size: int) -> Callable[..., None]:
             block = 4 * capacity * size
             at_layer = chunk.address + (layer - chunk.first_layer) * 2 * kv_heads * block
             for head in range(kv_heads):
-                keys = numba.carray(_pointer(at_layer + head * block), (capacity, size))
-                values = numba.carray(
-                    _pointer(at_layer + (kv_heads + head) * block), (capacity, size)
-                )
+                keys = carray(_pointer(at_layer + head * block), (capacity, size))
+                values = carray(_pointer(at_layer + (kv_heads + head) * block), (capacity, size))
                 for row in range(chunk.rows):
                     for i in range(size):
                         keys[past + row, i] = turned[chunk.first_row + row, heads + head, i]
@@ -140,23 +139,25 @@ def _compiled(group: int, size: int) -> Callable[..., None]:
 
 def _jit(function: Callable[..., None]) -> Callable[..., None]:
     """Compiled when first called, and kept on disk where there is a place for it."""
-    options = {"nogil": True, "fastmath": _FAST}
+    compiled: Callable[..., None]
     try:
-        compiled: Callable[..., None] = numba.njit(function, cache=True, **options)
+        compiled = numba.njit(function, cache=True, nogil=True, fastmath=_FAST)
     except RuntimeError:  # Numba's word for no place to write to
-        compiled = numba.njit(function, **options)
+        compiled = numba.njit(function, nogil=True, fastmath=_FAST)
     return compiled
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pointer(context: Any, address: Any) -> Any:
+def _as_pointer(_typing: Any, _address: Any) -> Any:
     """An address (int64) as a pointer to float32."""
-    pointer = types.CPointer(types.float32)
+    pointer: Any = types.CPointer(types.float32)  # type: ignore[no-untyped-call]
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(pointer))
 
     return pointer(types.int64), generate
+
+
+_pointer: Any = intrinsic(_as_pointer)
 
 
 def _softmax_in_place(scores: _Array) -> None:
