@@ -190,5 +190,5 @@ def _exp_of_negative(x: Any) -> Any:
 
 
 # ln 2 is taken off in two parts, which must not be put together first
-_exp = numba.njit(_exp_of_negative, fastmath={"contract", "nsz"})
-_softmax = numba.njit(_softmax_in_place, fastmath=_FAST)
+_exp: Any = numba.njit(_exp_of_negative, fastmath={"contract", "nsz"})
+_softmax: Any = numba.njit(_softmax_in_place, fastmath=_FAST)
