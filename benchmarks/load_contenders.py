@@ -105,9 +105,11 @@ async def measure_vllm(asked: Load) -> Row:
     tally = Tally(
         tokens=reply["tokens"],
         answers=reply["answers"],
-        gaps=reply["gaps"],
+        gaps=[gap for gaps in reply["gaps"] for gap in gaps],
         firsts=reply["firsts"],
     )
+    for gaps in reply["gaps"]:
+        tally.paced(sum(gaps), len(gaps))
     return _row(VLLM, asked, tally, reply["processor_seconds"])
 
 
@@ -141,6 +143,7 @@ def _row(
         first_p50=_milliseconds(tally.firsts, 50),
         gap_p50=percentile(tally.gaps, 50) * 1e3,
         gap_p99=percentile(tally.gaps, 99) * 1e3,
+        pace_p99=_milliseconds(tally.paces, 99),
         mean_per_token=mean(tally.gaps) * 1e3,
         cloud_seconds=cloud_seconds / tally.tokens,
         client_share=client_share,

@@ -26,6 +26,8 @@ from shared.errors import CloudUnavailableError
 
 # for one answer: more than this is a cloud that hangs
 _ANSWER_SECONDS = 120.0
+# of an answer, before its pace says anything
+LEAST_GAPS = 8
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Tally:
     Attributes:
         decisions: from a question to its answer, in a burst from the answer before.
         gaps: between a token and the next of the same answer.
+        paces: of each answer the mean of its gaps, where it had ``LEAST_GAPS`` of them.
         firsts: from the prompt to the first token.
     """
 
@@ -44,6 +47,7 @@ class Tally:
     diverged: int = 0
     decisions: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    paces: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
 
     def decided(self, seconds: float) -> None:
@@ -56,6 +60,11 @@ class Tally:
         if self.counting:
             self.tokens += 1
             (self.firsts if first else self.gaps).append(seconds)
+
+    def paced(self, seconds: float, gaps: int) -> None:
+        """An answer is over, or given up: so many seconds and gaps of it were counted."""
+        if gaps >= LEAST_GAPS:
+            self.paces.append(seconds / gaps)
 
     def ended(self, *, diverged: bool) -> None:
         """An answer is complete, or went another way."""
@@ -77,6 +86,7 @@ class _Replay:
         self._asked: dict[int, float] = {}
         self._decided: dict[tuple[int, int], int] = {}
         self._opened = False
+        self._counted, self._gaps = 0.0, 0
         self._news = asyncio.Event()
 
     async def run(self, speed: float) -> None:
@@ -87,6 +97,7 @@ class _Replay:
             if not await _within(_ANSWER_SECONDS, reading):
                 raise CloudUnavailableError("the cloud did not close a session in time")
         finally:
+            self._tally.paced(self._counted, self._gaps)
             reading.cancel()
             self._call.cancel()
             await asyncio.wait([reading])
@@ -109,6 +120,8 @@ class _Replay:
                 case _:
                     now = monotonic()
                     self._tally.shown(now - last, first=first)
+                    if self._tally.counting and not first:
+                        self._counted, self._gaps = self._counted + now - last, self._gaps + 1
                     last, first = now, False
 
     async def _send(self, frame: bytes, reading: asyncio.Task[None]) -> None:

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from rich.table import Table
 
@@ -14,6 +15,13 @@ from simulator.bench import markdown
 
 COLLABORATIVE, CLOUD_ONLY, VLLM = "collaborative", "cloud-only", "vllm-cpu"
 CONTENDERS = (COLLABORATIVE, CLOUD_ONLY, VLLM)
+
+
+class Figure(Enum):
+    """What a p99 is of."""
+
+    GAP = "from token to token"
+    PACE = "per token of an answer"
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Row:
     Attributes:
         decision_p50, decision_p99: from a question to its answer, at the edge.
         gap_p50, gap_p99: from a token to the next, at the edge.
+        pace_p99: of each answer's mean of those, over answers.
         mean_per_token: the gaps' mean.
         cloud_seconds: processor seconds of the serving process per token that edges showed.
         client_share: processor seconds of all edges together, per second.
@@ -43,6 +52,7 @@ class Row:
     first_p50: float | None
     gap_p50: float
     gap_p99: float
+    pace_p99: float | None
     mean_per_token: float
     cloud_seconds: float
     client_share: float | None
@@ -51,8 +61,9 @@ class Row:
 @dataclass(frozen=True)
 class Comparison:
     """``edges`` of the collaborative mode have the ``p99`` (ms) that so many of ``other`` have;
-    ``at_least`` where all that were measured stay below it."""
+    ``at_least`` where all that were measured stay below it; ``figure`` says of what."""
 
+    figure: Figure
     other: str
     other_edges: int
     p99: float
@@ -78,35 +89,42 @@ def mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else math.nan
 
 
-def edges_at(rows: Sequence[Row], p99: float) -> tuple[float, bool] | None:
-    """How many edges ``rows`` (of one contender) bear before a gap's p99 exceeds ``p99``, between
-    two measurements by their logarithms; ``True`` where the last one is still below.  ``None``
-    where even the first is above."""
-    rows = sorted(rows, key=lambda row: row.edges)
-    if not rows or rows[0].gap_p99 > p99:
+def p99_of(row: Row, figure: Figure) -> float | None:
+    """In milliseconds; ``None`` where all answers were too short to tell."""
+    return row.gap_p99 if figure is Figure.GAP else row.pace_p99
+
+
+def edges_at(rows: Sequence[Row], figure: Figure, p99: float) -> tuple[float, bool] | None:
+    """How many edges ``rows`` (of one contender) bear before the p99 of ``figure`` exceeds ``p99``,
+    between two measurements by their logarithms; ``True`` where the last one is still below.
+    ``None`` where even the first is above."""
+    told = [(row.edges, p99_of(row, figure)) for row in rows]
+    measured = sorted((edges, value) for edges, value in told if value is not None)
+    if not measured or measured[0][1] > p99:
         return None
-    for below, above in itertools.pairwise(rows):
-        if above.gap_p99 > p99:
-            share = math.log(p99 / below.gap_p99) / math.log(above.gap_p99 / below.gap_p99)
-            return below.edges * (above.edges / below.edges) ** share, False
-    return float(rows[-1].edges), True
+    for (fewer, below), (more, above) in itertools.pairwise(measured):
+        if above > p99:
+            share = math.log(p99 / below) / math.log(above / below)
+            return fewer * (more / fewer) ** share, False
+    return float(measured[-1][0]), True
 
 
-def compare(rows: Sequence[Row], other: str) -> list[Comparison]:
+def compare(rows: Sequence[Row], figure: Figure, other: str) -> list[Comparison]:
     """The collaborative mode against ``other``, at each p99 that was measured of that."""
     ours = [row for row in rows if row.contender == COLLABORATIVE]
     found = []
     for row in sorted((r for r in rows if r.contender == other), key=lambda r: r.edges):
-        edges = edges_at(ours, row.gap_p99)
-        if edges is not None:
-            found.append(Comparison(other, row.edges, row.gap_p99, *edges))
+        p99 = p99_of(row, figure)
+        edges = None if p99 is None else edges_at(ours, figure, p99)
+        if edges is not None and p99 is not None:
+            found.append(Comparison(figure, other, row.edges, p99, *edges))
     return found
 
 
 _HEAD = (
     "contender", "edges", "tokens/s", "passes/s", "positions/pass",
-    "decision p50, ms", "p99", "first token p50, ms", "per token p50, ms", "p99", "mean",
-    "cloud s/token", "answers", "diverged", "edges' cores",
+    "decision p50, ms", "p99", "first token p50, ms", "token to token p50, ms", "p99", "mean",
+    "per token p99, ms", "cloud s/token", "answers", "diverged", "edges' cores",
 )  # fmt: skip
 
 
@@ -123,6 +141,7 @@ def _cells(row: Row) -> list[str]:
         _shown(row.gap_p50, 1),
         _shown(row.gap_p99, 1),
         _shown(row.mean_per_token, 1),
+        _shown(row.pace_p99, 1),
         _shown(row.cloud_seconds, 4),
         str(row.answers),
         str(row.diverged),
@@ -148,11 +167,12 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     """What the figures say of the collaborative mode, in words."""
     said = []
     for other in (CLOUD_ONLY, VLLM):
-        for found in compare(rows, other):
+        for found in [each for figure in Figure for each in compare(rows, figure, other)]:
             least = "at least " if found.at_least else ""
             said.append(
-                f"At a p99 of {found.p99:.0f} ms per token ({found.other_edges} edges of {other}): "
-                f"{least}{found.edges:.1f} collaborative edges, {least}{found.ratio:.2f} times."
+                f"At a p99 of {found.p99:.0f} ms {found.figure.value} ({found.other_edges} edges "
+                f"of {other}): {least}{found.edges:.1f} collaborative edges, {least}"
+                f"{found.ratio:.2f} times."
             )
         for ours, theirs in _pairs(rows, other):
             mine, other_ones = ours.cloud_seconds * 1e3, theirs.cloud_seconds * 1e3
@@ -177,10 +197,12 @@ def markdown_report(
         "# The cloud under load",
         f"```sh\n{command}\n```",
         "Edges replay recorded answers, one after the other without a pause: the frames and the "
-        "edge's own times are those of real generations, and the waits are the cloud's. *Per "
-        "token* is from a token to the next of an answer as its reader sees it; *decision* from a "
-        "question to its answer at the edge; *cloud s/token* the processor time of the serving "
-        "process for each token that edges showed. *Diverged* answers met a decision other than "
+        "edge's own times are those of real generations, and the waits are the cloud's. *Token to "
+        "token* is from a token of an answer to its next as a reader sees them (inter-token "
+        "latency); *per token* the mean of those of an answer (time per output token), and its p99 "
+        "is over answers; *decision* from a question to its answer at the edge; *cloud s/token* "
+        "the processor time of the serving process for each token that edges showed. *Diverged* "
+        "answers met a decision other than "
         "the recorded one and were left.",
         "\n".join(f"- {line}" for line in about),
         markdown.table(_HEAD, map(_cells, rows)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import defaultdict
 from typing import Any
 
 from simulator.bench.worker_process import Reply, claim_stdout, serve
@@ -34,13 +35,15 @@ class VllmLoad:
 
     def answer(self, request: Reply) -> Reply:
         """``prompts`` (token ids) over and over, for ``warm_up`` and then ``seconds``: what
-        :class:`benchmarks.load_replay.Tally` has, and processor seconds."""
+        :class:`benchmarks.load_replay.Tally` has, the gaps answer by answer, and processor
+        seconds."""
         prompts, stop = request["prompts"], request["stop_token_ids"]
         parameters = self._parameters(
             temperature=0.0, max_tokens=request["max_tokens"], stop_token_ids=stop, detokenize=False
         )
         turns = {edge: edge for edge in range(self._edges)}
         seen: dict[str, tuple[int, float]] = {}  # tokens so far, and when the last one came
+        counted: dict[str, list[float]] = defaultdict(list)  # gaps of each answer
 
         def begin(edge: int) -> None:
             ids = prompts[turns[edge] % len(prompts)]
@@ -52,7 +55,6 @@ class VllmLoad:
         for edge in turns:
             begin(edge)
         tokens = answers = 0
-        gaps: list[float] = []
         firsts: list[float] = []
         start = time.perf_counter() + request["warm_up"]
         used = None
@@ -66,7 +68,7 @@ class VllmLoad:
                 seen[output.request_id] = (count + new, now)
                 if used is not None and new:
                     tokens += new
-                    (gaps if count else firsts).append(now - last)
+                    (counted[output.request_id] if count else firsts).append(now - last)
                 if output.finished:
                     answers += used is not None
                     del seen[output.request_id]
@@ -76,7 +78,7 @@ class VllmLoad:
         return {
             "tokens": tokens,
             "answers": answers,
-            "gaps": gaps,
+            "gaps": list(counted.values()),
             "firsts": firsts,
             "processor_seconds": seconds,
         }

@@ -50,6 +50,10 @@ class RaggedAttention:
     def __init__(self, arch: Architecture) -> None:
         self._kernel = _compiled(arch.heads // arch.kv_heads, arch.head_size)
         self._scores = np.empty((arch.heads // arch.kv_heads, arch.max_positions), np.float32)
+        # over nothing, so that it is compiled by now and nobody's first token waits for that
+        rows = torch.empty((0, arch.heads + 2 * arch.kv_heads, arch.head_size))
+        turned = rows[:, : arch.heads + arch.kv_heads].contiguous()
+        self(self.chunks([]), 0, turned, rows, rows[:, : arch.heads].contiguous())
 
     def chunks(self, new: Sequence[tuple[KvCache, int, int]]) -> _Array:
         """The table that :meth:`__call__` takes, for one pass.
@@ -138,7 +142,7 @@ def _compiled(group: int, size: int) -> Callable[..., None]:
 
 
 def _jit(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled when first called, and kept on disk where there is a place for it."""
+    """Compiled when first called, in some seconds, and kept on disk where there is a place."""
     compiled: Callable[..., None]
     try:
         compiled = numba.njit(function, cache=True, nogil=True, fastmath=_FAST)

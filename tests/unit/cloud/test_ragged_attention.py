@@ -153,6 +153,14 @@ def test_what_is_not_a_number_stays_with_its_session() -> None:
     assert torch.equal(got[2], wanted)
 
 
+def test_it_is_compiled_before_the_first_row_comes() -> None:
+    kernel: Any = ragged_attention._compiled(TINY.heads // TINY.kv_heads, TINY.head_size)
+    RaggedAttention(TINY)
+    assert len(kernel.signatures) == 1
+    attended(TINY, [(held(TINY, 3, 1), *rows(TINY, 2, 1))])
+    assert len(kernel.signatures) == 1
+
+
 def test_it_is_compiled_without_a_place_to_keep_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container whose root cannot be written to."""
     njit = numba.njit
