@@ -100,6 +100,8 @@ class DeepModel:
         self._ragged = (
             RaggedAttention(arch) if device.type == "cpu" and dtype is torch.float32 else None
         )
+        # chunks of more rows attend by themselves; 0: all do
+        self.few_rows = FEW_ROWS if self._ragged else 0
         half = arch.head_size // 2
         # rotate_half(x) * sin == roll(x, half) * (sin with its first half negated)
         self._rotary.sin[:, :half] *= -1
@@ -169,7 +171,7 @@ class DeepModel:
         spans, at = [], 0
         for chunk in chunks:
             count, past = len(chunk.rows), chunk.cache.length
-            ragged = self._ragged is not None and count <= FEW_ROWS
+            ragged = count <= self.few_rows
             mask = None
             if count > 1 and past and not ragged:
                 mask = torch.ones((count, past + count), dtype=torch.bool, device=self.device)
