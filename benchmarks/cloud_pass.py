@@ -1,18 +1,20 @@
 """How long the cloud's passes take: one call of attention for all sessions against one for each,
 and OpenMP's threads that spin for long or short, beside other programs or alone.
 
-    python -m benchmarks.cloud_pass [--sessions 1 8 32] [--past 300] [--rounds 21]
-    python -m benchmarks.cloud_pass --spins 1000 30000 300000 --busy 0 1 2
+    python -m benchmarks.cloud_pass [--sessions 1 8 32] [--rows 1 4 8] [--past 300] [--rounds 21]
+    python -m benchmarks.cloud_pass --sessions 8 --spins 1000 30000 300000 --busy 0 2
 
-A pass is a single new token for each session, through the layers above the cut.  Both kinds of
-attention take turns in one process, and medians are of so many passes each.  With ``--spins`` there
-is a process for each value of GOMP_SPINCOUNT (300000 is OpenMP's own default where there are as
-many cores as threads), beside so many others that do nothing but compute.
+A pass is so many new rows for each session, through the layers above the cut.  Both kinds of
+attention take turns in one process, and medians are of so many passes each.  With ``--spins`` a
+row of each session is run, and there is a process for each value of GOMP_SPINCOUNT (300000 is
+OpenMP's own default where there are as many cores as threads), beside so many others that do
+nothing but compute.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -21,7 +23,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -32,16 +33,16 @@ from simulator.bench.environment import look_around
 _BUSY = "while True: pass"
 
 
-def chunks_of(model: DeepModel, sessions: int, past: int) -> list[Chunk]:
-    """A row for each of so many sessions, with ``past`` positions behind it."""
+def chunks_of(model: DeepModel, sessions: int, rows: int, past: int) -> list[Chunk]:
+    """New rows for each of so many sessions, with ``past`` positions behind them."""
     chunks = []
     for _ in range(sessions):
         cache = model.new_cache(model.cut)
-        cache.grow(past + 1)
+        cache.grow(past + rows)
         cache.data.normal_()
         cache.length = past
-        row = torch.randn(1, model.architecture.hidden_size)
-        chunks.append(Chunk(cache, row, (0,)))
+        new = cache.data.new_empty((rows, model.architecture.hidden_size)).normal_()
+        chunks.append(Chunk(cache, new, (rows - 1,)))
     return chunks
 
 
@@ -54,18 +55,21 @@ def pass_seconds(model: DeepModel, chunks: Sequence[Chunk], past: int) -> float:
     return time.perf_counter() - began
 
 
-def compare_attention(model: DeepModel, sessions: int, past: int, rounds: int) -> list[float]:
+def compare_attention(
+    model: DeepModel, sessions: int, rows: int, past: int, rounds: int
+) -> list[float]:
     """Median milliseconds of a pass with a call for each session, and with one for all."""
-    chunks = chunks_of(model, sessions, past)
-    kernel_up_to = (0, model.few_rows)
+    chunks = chunks_of(model, sessions, rows, past)
+    usual = model.few_rows
+    kernel_up_to = (0, rows)
     taken: list[list[float]] = [[], []]
     try:
-        for _ in range(rounds):
+        for _ in range(rounds + 1):  # the first warms up
             for few, seconds in zip(kernel_up_to, taken, strict=True):
                 model.few_rows = few
                 seconds.append(pass_seconds(model, chunks, past))
     finally:
-        model.few_rows = kernel_up_to[1]
+        model.few_rows = usual
     return [1e3 * statistics.median(seconds[1:]) for seconds in taken]
 
 
@@ -107,6 +111,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sessions", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1])
     parser.add_argument("--past", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--spins", type=int, nargs="+", help="of the last of --sessions")
@@ -122,14 +127,14 @@ def main() -> None:
         return
     model = DeepModel.load(bundle)
     if options.one:
-        chunks = chunks_of(model, options.sessions[-1], options.past)
-        taken = [pass_seconds(model, chunks, options.past) for _ in range(options.rounds)]
+        chunks = chunks_of(model, options.sessions[-1], 1, options.past)
+        taken = [pass_seconds(model, chunks, options.past) for _ in range(options.rounds + 1)]
         print(f"{1e3 * statistics.median(taken[1:]):.1f}")
         return
-    table = Table("sessions", "a call for each, ms", "one call, ms", "ratio")
-    for sessions in options.sessions:
-        each, one = compare_attention(model, sessions, options.past, options.rounds)
-        table.add_row(str(sessions), f"{each:.1f}", f"{one:.1f}", f"{one / each:.2f}")
+    table = Table("sessions", "rows of each", "a call for each, ms", "one call, ms", "ratio")
+    for sessions, rows in itertools.product(options.sessions, options.rows):
+        each, one = compare_attention(model, sessions, rows, options.past, options.rounds)
+        table.add_row(str(sessions), str(rows), f"{each:.1f}", f"{one:.1f}", f"{one / each:.2f}")
     Console().print(table)
 
 

@@ -144,6 +144,7 @@ def _row(
         gap_p50=percentile(tally.gaps, 50) * 1e3,
         gap_p99=percentile(tally.gaps, 99) * 1e3,
         pace_p99=_milliseconds(tally.paces, 99),
+        paced=len(tally.paces),
         mean_per_token=mean(tally.gaps) * 1e3,
         cloud_seconds=cloud_seconds / tally.tokens,
         client_share=client_share,

@@ -11,10 +11,19 @@ from enum import Enum
 
 from rich.table import Table
 
+from benchmarks.load_replay import LEAST_GAPS
 from simulator.bench import markdown
 
 COLLABORATIVE, CLOUD_ONLY, VLLM = "collaborative", "cloud-only", "vllm-cpu"
 CONTENDERS = (COLLABORATIVE, CLOUD_ONLY, VLLM)
+
+
+class Bound(Enum):
+    """What a number of edges is of the one that would be found."""
+
+    NONE = ""
+    LEAST = "at least "  # all that were measured stay below the p99
+    MOST = "fewer than "  # all are above it
 
 
 class Figure(Enum):
@@ -32,7 +41,8 @@ class Row:
     Attributes:
         decision_p50, decision_p99: from a question to its answer, at the edge.
         gap_p50, gap_p99: from a token to the next, at the edge.
-        pace_p99: of each answer's mean of those, over answers.
+        pace_p99: of each answer's mean of those, over the ``paced``
+            answers that enough of was seen.
         mean_per_token: the gaps' mean.
         cloud_seconds: processor seconds of the serving process per token that edges showed.
         client_share: processor seconds of all edges together, per second.
@@ -53,6 +63,7 @@ class Row:
     gap_p50: float
     gap_p99: float
     pace_p99: float | None
+    paced: int
     mean_per_token: float
     cloud_seconds: float
     client_share: float | None
@@ -60,15 +71,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """``edges`` of the collaborative mode have the ``p99`` (ms) that so many of ``other`` have;
-    ``at_least`` where all that were measured stay below it; ``figure`` says of what."""
+    """``edges`` of the collaborative mode have the ``p99`` (ms) that so many of ``other`` have, or
+    ``bound`` says how that is to be read; ``figure`` says of what."""
 
     figure: Figure
     other: str
     other_edges: int
     p99: float
     edges: float
-    at_least: bool
+    bound: Bound
 
     @property
     def ratio(self) -> float:
@@ -94,19 +105,20 @@ def p99_of(row: Row, figure: Figure) -> float | None:
     return row.gap_p99 if figure is Figure.GAP else row.pace_p99
 
 
-def edges_at(rows: Sequence[Row], figure: Figure, p99: float) -> tuple[float, bool] | None:
+def edges_at(rows: Sequence[Row], figure: Figure, p99: float) -> tuple[float, Bound] | None:
     """How many edges ``rows`` (of one contender) bear before the p99 of ``figure`` exceeds ``p99``,
-    between two measurements by their logarithms; ``True`` where the last one is still below.
-    ``None`` where even the first is above."""
+    between two measurements by their logarithms; ``None`` where there are none."""
     told = [(row.edges, p99_of(row, figure)) for row in rows]
     measured = sorted((edges, value) for edges, value in told if value is not None)
-    if not measured or measured[0][1] > p99:
+    if not measured:
         return None
+    if measured[0][1] > p99:
+        return float(measured[0][0]), Bound.MOST
     for (fewer, below), (more, above) in itertools.pairwise(measured):
         if above > p99:
             share = math.log(p99 / below) / math.log(above / below)
-            return fewer * (more / fewer) ** share, False
-    return float(measured[-1][0]), True
+            return fewer * (more / fewer) ** share, Bound.NONE
+    return float(measured[-1][0]), Bound.LEAST
 
 
 def compare(rows: Sequence[Row], figure: Figure, other: str) -> list[Comparison]:
@@ -124,7 +136,7 @@ def compare(rows: Sequence[Row], figure: Figure, other: str) -> list[Comparison]
 _HEAD = (
     "contender", "edges", "tokens/s", "passes/s", "positions/pass",
     "decision p50, ms", "p99", "first token p50, ms", "token to token p50, ms", "p99", "mean",
-    "per token p99, ms", "cloud s/token", "answers", "diverged", "edges' cores",
+    "per token p99, ms", "of answers", "cloud s/token", "answers", "diverged", "edges' cores",
 )  # fmt: skip
 
 
@@ -142,6 +154,7 @@ def _cells(row: Row) -> list[str]:
         _shown(row.gap_p99, 1),
         _shown(row.mean_per_token, 1),
         _shown(row.pace_p99, 1),
+        str(row.paced),
         _shown(row.cloud_seconds, 4),
         str(row.answers),
         str(row.diverged),
@@ -168,11 +181,10 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     said = []
     for other in (CLOUD_ONLY, VLLM):
         for found in [each for figure in Figure for each in compare(rows, figure, other)]:
-            least = "at least " if found.at_least else ""
             said.append(
                 f"At a p99 of {found.p99:.0f} ms {found.figure.value} ({found.other_edges} edges "
-                f"of {other}): {least}{found.edges:.1f} collaborative edges, {least}"
-                f"{found.ratio:.2f} times."
+                f"of {other}): {found.bound.value}{found.edges:.1f} collaborative edges, "
+                f"{found.bound.value}{found.ratio:.2f} times."
             )
         for ours, theirs in _pairs(rows, other):
             mine, other_ones = ours.cloud_seconds * 1e3, theirs.cloud_seconds * 1e3
@@ -200,10 +212,11 @@ def markdown_report(
         "edge's own times are those of real generations, and the waits are the cloud's. *Token to "
         "token* is from a token of an answer to its next as a reader sees them (inter-token "
         "latency); *per token* the mean of those of an answer (time per output token), and its p99 "
-        "is over answers; *decision* from a question to its answer at the edge; *cloud s/token* "
-        "the processor time of the serving process for each token that edges showed. *Diverged* "
-        "answers met a decision other than "
-        "the recorded one and were left.",
+        f"is over all answers of which {LEAST_GAPS} or more were counted, ended or not: the "
+        "slowest of them where they are fewer than 100; *decision* from a question to its answer "
+        "at the edge; *cloud s/token* the processor time of the serving process for each token "
+        "that edges showed. *Diverged* answers met a decision other than the recorded one and "
+        "were left.",
         "\n".join(f"- {line}" for line in about),
         markdown.table(_HEAD, map(_cells, rows)),
         "\n".join(f"- {line}" for line in (*sentences(rows), *absent)),

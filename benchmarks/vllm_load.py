@@ -14,6 +14,9 @@ from typing import Any
 
 from simulator.bench.worker_process import Reply, claim_stdout, serve
 
+# what Tandem's cloud sets for itself, and whoever imports it hands on
+_TANDEMS_OWN = ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+
 
 class VllmLoad:
     """Greedy decoding of token ids, float32, continuous batching as vLLM has it."""
@@ -87,6 +90,8 @@ class VllmLoad:
 def main() -> None:
     """Load and serve."""
     claim_stdout()
+    for name in _TANDEMS_OWN:
+        os.environ.pop(name, None)
     model, room, threads, edges = sys.argv[1], *(int(text) for text in sys.argv[2:5])
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")

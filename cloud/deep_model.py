@@ -120,9 +120,10 @@ class DeepModel:
         path = bundle.path(manifest.cloud.weights)
         try:
             weights = load_file(path)
-            return cls(manifest.architecture, manifest.cut, weights, torch.device(device), dtype)
         except (OSError, SafetensorError) as error:
             raise BundleError(f"{path} cannot be read: {error}; run `tandem prepare`") from None
+        try:
+            return cls(manifest.architecture, manifest.cut, weights, torch.device(device), dtype)
         except KeyError as error:
             raise BundleError(f"{path} has no tensor {error}; run `tandem prepare`") from None
 
@@ -222,6 +223,7 @@ class DeepModel:
         arch = self.architecture
         kv_stop = arch.heads + arch.kv_heads
         together = [(s.chunk.cache, s.first, s.stop) for s in spans if s.ragged]
+        assert self._ragged or not together
         chunks = self._ragged.chunks(together) if self._ragged and together else None
 
         def attend(layer: int, turned: Tensor, projected: Tensor) -> Tensor:

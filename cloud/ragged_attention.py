@@ -3,9 +3,9 @@
 PyTorch has no such operator on a processor: one call for each session and layer costs more than the
 arithmetic in it.  This kernel, compiled by Numba when the cloud starts, reads the sessions' caches
 where they are.  What a row gets depends on that row and its cache alone, to the bit: not on what
-else is in the pass, nor on how its session's rows were cut into chunks.
+else is in the pass, nor on whether its session's rows come one by one or a few at a time.
 
-It runs on one core: the keys and values come from memory no faster for two.
+It runs on one core: on machines of two, to wake another thread took longer than it saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from cloud.kv_cache import KvCache
 from shared.model_bundle import Architecture
 
-# more rows than this of a session are left to PyTorch, whose matrix products then win
+# more rows than this of a session are left to PyTorch, whose matrix products win in the end
 FEW_ROWS = 8
 
 _CHUNK = np.dtype(
@@ -48,12 +48,18 @@ class RaggedAttention:
     """Not thread-safe: it keeps the memory that scores are written to."""
 
     def __init__(self, arch: Architecture) -> None:
-        self._kernel = _compiled(arch.heads // arch.kv_heads, arch.head_size)
-        self._scores = np.empty((arch.heads // arch.kv_heads, arch.max_positions), np.float32)
+        group = arch.heads // arch.kv_heads
+        self._kernel = _compiled(group, arch.head_size, kept=True)
+        self._scores = np.empty((group, arch.max_positions), np.float32)
         # over nothing, so that it is compiled by now and nobody's first token waits for that
         rows = torch.empty((0, arch.heads + 2 * arch.kv_heads, arch.head_size))
         turned = rows[:, : arch.heads + arch.kv_heads].contiguous()
-        self(self.chunks([]), 0, turned, rows, rows[:, : arch.heads].contiguous())
+        nothing = self.chunks([]), 0, turned, rows, rows[:, : arch.heads].contiguous()
+        try:
+            self(*nothing)
+        except OSError:  # it could not be kept: a full disk, say
+            self._kernel = _compiled(group, arch.head_size, kept=False)
+            self(*nothing)
 
     def chunks(self, new: Sequence[tuple[KvCache, int, int]]) -> _Array:
         """The table that :meth:`__call__` takes, for one pass.
@@ -64,7 +70,7 @@ class RaggedAttention:
         """
         table = np.zeros(len(new), _CHUNK)
         for entry, (cache, first, stop) in zip(table, new, strict=True):
-            assert cache.length + stop - first <= cache.capacity
+            assert cache.length + stop - first <= min(cache.capacity, self._scores.shape[1])
             assert cache.data.is_contiguous()
             assert cache.data.dtype is torch.float32
             entry["first_row"], entry["rows"], entry["past"] = first, stop - first, cache.length
@@ -84,12 +90,16 @@ class RaggedAttention:
             projected: ``[rows, heads + 2 * kv_heads, head_size]``, of which the last are values.
             out: ``[rows, heads, head_size]``; the chunks' rows are written.
         """
+        for tensor in (turned, projected, out):  # of another kind they would be compiled for anew
+            assert tensor.is_contiguous()
+            assert tensor.dtype is torch.float32
         self._kernel(turned.numpy(), projected.numpy(), chunks, layer, self._scores, out.numpy())
 
 
 @lru_cache
-def _compiled(group: int, size: int) -> Callable[..., None]:
-    """The kernel for ``group`` query heads to each of keys and values of ``size`` values."""
+def _compiled(group: int, size: int, *, kept: bool) -> Callable[..., None]:
+    """The kernel for ``group`` query heads to each of keys and values of ``size`` values; ``kept``
+    on disk for the next process, or not."""
 
     def attend(
         turned: _Array,
@@ -138,14 +148,14 @@ def _compiled(group: int, size: int) -> Callable[..., None]:
                                 mixed[g, i] += weight * values[position, i]
                     out[chunk.first_row + row, first:stop] = mixed
 
-    return _jit(attend)
+    return _jit(attend, kept)
 
 
-def _jit(function: Callable[..., None]) -> Callable[..., None]:
-    """Compiled when first called, in some seconds, and kept on disk where there is a place."""
+def _jit(function: Callable[..., None], kept: bool) -> Callable[..., None]:
+    """Compiled when first called, in some seconds."""
     compiled: Callable[..., None]
     try:
-        compiled = numba.njit(function, cache=True, nogil=True, fastmath=_FAST)
+        compiled = numba.njit(function, cache=kept, nogil=True, fastmath=_FAST)
     except RuntimeError:  # Numba's word for no place to write to
         compiled = numba.njit(function, nogil=True, fastmath=_FAST)
     return compiled
@@ -179,7 +189,8 @@ def _softmax_in_place(scores: _Array) -> None:
 
 def _exp_of_negative(x: Any) -> Any:
     """``exp(x)`` for x at most 0, in operations that a vector has: 2^n times a polynomial for what
-    is left of x (expf of the Cephes library), right to some 1e-7."""
+    is left of x (expf of the Cephes library), right to some 1e-7; no less than e^-87, which adds
+    nothing to a sum with 1."""
     x = max(x, np.float32(-87))
     power = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     rest = x - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)

@@ -108,7 +108,7 @@ def _random_words(seed: int, position: int, count: int) -> npt.NDArray[np.uint64
 
 
 def _gumbel(words: npt.NDArray[np.uint64]) -> Noise:
-    # inside (0, 1), never at its ends
+    # never 0; 1, and infinite noise, once in 2^53
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return np.asarray(-np.log(-np.log(uniform)))
 

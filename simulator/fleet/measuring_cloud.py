@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cloud.batcher import Batcher, Work
 from cloud.deep_model import DeepModel
@@ -129,4 +128,4 @@ class _Session:
 
 def load_deep_model(bundle: ModelBundle) -> DeepModel:
     """The cloud half as ``tandem cloud serve`` loads it by default."""
-    return DeepModel.load(bundle, torch.device("cpu"), torch.float32)
+    return DeepModel.load(bundle)

@@ -15,6 +15,7 @@ from benchmarks.load_replay import Tally, load
 from benchmarks.load_report import (
     CLOUD_ONLY,
     COLLABORATIVE,
+    Bound,
     Figure,
     Row,
     compare,
@@ -115,39 +116,42 @@ def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, text: bytes) -> 
 
 def row(contender: str, edges: int, p99: float, pace: float | None = 30.0) -> Row:
     return Row(
-        contender, edges, 10.0, 100, 5, 0, 10.0, 5.0, 2.0, 9.0, 20.0, 50.0, 9.0, p99, pace, 9.0,
+        contender, edges, 10.0, 100, 5, 0, 10.0, 5.0, 2.0, 9.0, 20.0, 50.0, 9.0, p99, pace, 5, 9.0,
         0.01, 0.1,
     )  # fmt: skip
 
 
 def test_edges_at_a_p99_lie_between_the_measured_ones() -> None:
     rows = [row(COLLABORATIVE, 8, 100), row(COLLABORATIVE, 1, 50), row(COLLABORATIVE, 32, 400)]
-    assert edges_at(rows, Figure.GAP, 49) is None
-    assert edges_at(rows, Figure.GAP, 100) == (8.0, False)
-    edges, at_least = edges_at(rows, Figure.GAP, 200) or (0.0, True)
+    assert edges_at([], Figure.GAP, 49) is None
+    assert edges_at(rows, Figure.GAP, 49) == (1.0, Bound.MOST)
+    assert edges_at(rows, Figure.GAP, 100) == (8.0, Bound.NONE)
+    edges, bound = edges_at(rows, Figure.GAP, 200) or (0.0, Bound.LEAST)
     assert math.isclose(edges, 16.0)
-    assert not at_least
-    assert edges_at(rows, Figure.GAP, 401) == (32.0, True)
+    assert bound is Bound.NONE
+    assert edges_at(rows, Figure.GAP, 401) == (32.0, Bound.LEAST)
 
 
 def test_the_comparison_is_at_equal_p99() -> None:
     rows = [row(COLLABORATIVE, 8, 100), row(COLLABORATIVE, 32, 400)]
     rows += [row(CLOUD_ONLY, 1, 50), row(CLOUD_ONLY, 8, 200), row(CLOUD_ONLY, 32, 900)]
     found = compare(rows, Figure.GAP, CLOUD_ONLY)
-    assert [(c.other_edges, round(c.ratio, 3), c.at_least) for c in found] == [
-        (8, 2.0, False),
-        (32, 1.0, True),
+    assert [(c.other_edges, round(c.ratio, 3), c.bound) for c in found] == [
+        (1, 8.0, Bound.MOST),
+        (8, 2.0, Bound.NONE),
+        (32, 1.0, Bound.LEAST),
     ]
     text = markdown_report("python -m benchmarks.cloud_load", rows, ["a machine"], [])
     assert "16.0 collaborative edges, 2.00 times" in text
     assert "at least 32.0 collaborative edges" in text
+    assert "fewer than 8.0 collaborative edges" in text
 
 
 def test_answers_too_short_for_a_pace_compare_nothing() -> None:
     rows = [row(COLLABORATIVE, 1, 50, None), row(COLLABORATIVE, 8, 100, 40.0)]
     rows += [row(CLOUD_ONLY, 1, 50, None), row(CLOUD_ONLY, 8, 200, 80.0)]
-    assert edges_at(rows[:2], Figure.PACE, 39) is None
-    assert edges_at(rows[:2], Figure.PACE, 40) == (8.0, True)
+    assert edges_at(rows[:1], Figure.PACE, 39) is None
+    assert edges_at(rows[:2], Figure.PACE, 40) == (8.0, Bound.LEAST)
     (found,) = compare(rows, Figure.PACE, CLOUD_ONLY)
     assert (found.other_edges, found.p99, found.edges) == (8, 80.0, 8.0)
 

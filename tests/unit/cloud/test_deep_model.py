@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,38 @@ def test_packed_sessions_are_as_if_alone() -> None:
         assert chunk.cache.length == len(text)
         wanted = FULL.run(text)[1][past:]
         np.testing.assert_allclose(MODEL.logits(states), wanted, atol=TOLERANCE, rtol=0)
+
+
+def mixed_pass(model: DeepModel, texts: Sequence[tuple[int, ...]]) -> list[Chunk]:
+    """Of each text all but some of its last tokens are held; of both kinds."""
+    chunks = []
+    for number, text in enumerate(texts):
+        first_layer = MODEL.cut * (number % 2)
+        cache, rows, past = model.new_cache(first_layer), rows_of(text, first_layer), len(text) // 2
+        if past:
+            model.forward([Chunk(cache, rows[:past], ())])
+        chunks.append(Chunk(cache, rows[past:], tuple(range(len(text) - past))))
+    return chunks
+
+
+TEXTS = [tuple((i * step + step) % 250 for i in range(length))
+         for step, length in ((3, 2), (7, 9), (11, 40), (2, 15), (19, 1), (5, 30))]  # fmt: skip
+
+
+def test_attention_in_one_call_is_attention_session_by_session() -> None:
+    """Few rows and many in one pass, so both ways are taken."""
+    apart = DeepModel.load(tiny_bundle())
+    apart.few_rows = 0
+    together = MODEL.forward(mixed_pass(MODEL, TEXTS))
+    for ours, theirs in zip(together, apart.forward(mixed_pass(apart, TEXTS)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_a_session_in_a_pass_of_many_is_as_if_alone_to_the_bit() -> None:
+    together = MODEL.forward(mixed_pass(MODEL, TEXTS))
+    for chunk, packed in zip(mixed_pass(MODEL, TEXTS), together, strict=True):
+        (alone,) = MODEL.forward([chunk])
+        assert torch.equal(alone, packed)
 
 
 def test_only_the_wanted_rows_come_back() -> None:

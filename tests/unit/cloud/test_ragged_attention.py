@@ -3,16 +3,19 @@ cut and packed in other ways."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import pytest
 import torch
+from numba.core import caching
 from torch import Tensor
 from torch.nn import functional as F
 
 from cloud import ragged_attention
+from cloud.deep_model import Chunk, DeepModel
 from cloud.kv_cache import KvCache
 from cloud.ragged_attention import RaggedAttention
 from shared.model_bundle import Architecture
@@ -154,11 +157,44 @@ def test_what_is_not_a_number_stays_with_its_session() -> None:
 
 
 def test_it_is_compiled_before_the_first_row_comes() -> None:
-    kernel: Any = ragged_attention._compiled(TINY.heads // TINY.kv_heads, TINY.head_size)
+    kernel: Any = ragged_attention._compiled(TINY.heads // TINY.kv_heads, TINY.head_size, kept=True)
     RaggedAttention(TINY)
     assert len(kernel.signatures) == 1
-    attended(TINY, [(held(TINY, 3, 1), *rows(TINY, 2, 1))])
+    model = DeepModel.load(tiny_bundle())
+    caches = [model.new_cache(0) for _ in range(6)]
+    for counts in ([1], [3], [4], [8], [1, 8, 2, 20, 5, 1]):
+        model.forward(
+            [
+                Chunk(cache, torch.arange(count), (count - 1,))
+                for cache, count in zip(caches, counts, strict=False)
+            ]
+        )
     assert len(kernel.signatures) == 1
+
+
+@pytest.mark.parametrize(("past", "count"), [(330, 4), (0, 65)])
+def test_rows_beyond_the_cache_or_the_model_are_never_written(past: int, count: int) -> None:
+    cache = held(WIDE, past, 1)
+    with pytest.raises(AssertionError):
+        RaggedAttention(WIDE).chunks([(cache, 0, count)])
+
+
+def test_a_disk_that_is_full_costs_no_more_than_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(caching.FunctionCache, "save_overload", full)
+    monkeypatch.setattr(caching.FunctionCache, "load_overload", lambda *arguments: None)
+    ragged_attention._compiled.cache_clear()
+    try:
+        turned, projected = rows(TINY, 2, 8)
+        wanted = by_torch(TINY, held(TINY, 9, 8), turned, projected)
+        (got,) = attended(TINY, [(held(TINY, 9, 8), turned, projected)])
+    finally:
+        ragged_attention._compiled.cache_clear()
+    torch.testing.assert_close(got, wanted, atol=2e-6, rtol=2e-5)
 
 
 def test_it_is_compiled_without_a_place_to_keep_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
