@@ -55,6 +55,11 @@ def pass_seconds(model: DeepModel, chunks: Sequence[Chunk], past: int) -> float:
     return time.perf_counter() - began
 
 
+def median_milliseconds(taken: Sequence[float]) -> float:
+    """Of passes of so many seconds, the first of which warmed up."""
+    return 1e3 * statistics.median(taken[1:])
+
+
 def compare_attention(
     model: DeepModel, sessions: int, rows: int, past: int, rounds: int
 ) -> list[float]:
@@ -70,7 +75,7 @@ def compare_attention(
                 seconds.append(pass_seconds(model, chunks, past))
     finally:
         model.few_rows = usual
-    return [1e3 * statistics.median(seconds[1:]) for seconds in taken]
+    return [median_milliseconds(seconds) for seconds in taken]
 
 
 @contextmanager
@@ -119,8 +124,8 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     bundle = ModelBundle.load(default_bundle_folder())
-    around = look_around(bundle)
     if not options.one:
+        around = look_around(bundle)
         print(f"{around.date}, {around.machine}, code {around.code}")
     if options.spins:
         Console().print(spins(options.spins, options.busy, options))
@@ -129,7 +134,7 @@ def main() -> None:
     if options.one:
         chunks = chunks_of(model, options.sessions[-1], 1, options.past)
         taken = [pass_seconds(model, chunks, options.past) for _ in range(options.rounds + 1)]
-        print(f"{1e3 * statistics.median(taken[1:]):.1f}")
+        print(f"{median_milliseconds(taken):.1f}")
         return
     table = Table("sessions", "rows of each", "a call for each, ms", "one call, ms", "ratio")
     for sessions, rows in itertools.product(options.sessions, options.rows):

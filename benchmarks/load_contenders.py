@@ -105,11 +105,9 @@ async def measure_vllm(asked: Load) -> Row:
     tally = Tally(
         tokens=reply["tokens"],
         answers=reply["answers"],
-        gaps=[gap for gaps in reply["gaps"] for gap in gaps],
+        gaps_of=reply["gaps"],
         firsts=reply["firsts"],
     )
-    for gaps in reply["gaps"]:
-        tally.paced(sum(gaps), len(gaps))
     return _row(VLLM, asked, tally, reply["processor_seconds"])
 
 
@@ -123,7 +121,8 @@ def _row(
     positions_per_pass: float | None = None,
     client_share: float | None = None,
 ) -> Row:
-    if not tally.gaps:
+    gaps, paces = tally.gaps, tally.paces
+    if not gaps:
         raise ConfigurationError(
             f"{contender} with {asked.edges} edges showed no tokens in {asked.seconds:g} s: give "
             "it more --seconds"
@@ -141,11 +140,11 @@ def _row(
         decision_p50=_milliseconds(tally.decisions, 50),
         decision_p99=_milliseconds(tally.decisions, 99),
         first_p50=_milliseconds(tally.firsts, 50),
-        gap_p50=percentile(tally.gaps, 50) * 1e3,
-        gap_p99=percentile(tally.gaps, 99) * 1e3,
-        pace_p99=_milliseconds(tally.paces, 99),
-        paced=len(tally.paces),
-        mean_per_token=mean(tally.gaps) * 1e3,
+        gap_p50=percentile(gaps, 50) * 1e3,
+        gap_p99=percentile(gaps, 99) * 1e3,
+        pace_p99=_milliseconds(paces, 99),
+        paced=len(paces),
+        mean_per_token=mean(gaps) * 1e3,
         cloud_seconds=cloud_seconds / tally.tokens,
         client_share=client_share,
     )

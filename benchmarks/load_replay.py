@@ -36,8 +36,7 @@ class Tally:
 
     Attributes:
         decisions: from a question to its answer, in a burst from the answer before.
-        gaps: between a token and the next of the same answer.
-        paces: of each answer the mean of its gaps, where it had ``LEAST_GAPS`` of them.
+        gaps_of: each answer's, between a token and the next.
         firsts: from the prompt to the first token.
     """
 
@@ -46,25 +45,35 @@ class Tally:
     answers: int = 0
     diverged: int = 0
     decisions: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
-    paces: list[float] = field(default_factory=list)
+    gaps_of: list[list[float]] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Those of all answers."""
+        return [gap for gaps in self.gaps_of for gap in gaps]
+
+    @property
+    def paces(self) -> list[float]:
+        """Of each answer the mean of its gaps, where it had ``LEAST_GAPS`` of them."""
+        return [sum(gaps) / len(gaps) for gaps in self.gaps_of if len(gaps) >= LEAST_GAPS]
+
+    def begun(self) -> list[float]:
+        """A new answer; its gaps go into what is returned."""
+        self.gaps_of.append([])
+        return self.gaps_of[-1]
 
     def decided(self, seconds: float) -> None:
         """An answer came."""
         if self.counting:
             self.decisions.append(seconds)
 
-    def shown(self, seconds: float, *, first: bool) -> None:
-        """A token was shown so long after the one before it, or after the prompt."""
+    def shown(self, seconds: float, gaps: list[float] | None) -> None:
+        """A token was shown so long after the one before it, which is one of its answer's
+        ``gaps``, or (``None``) after the prompt."""
         if self.counting:
             self.tokens += 1
-            (self.firsts if first else self.gaps).append(seconds)
-
-    def paced(self, seconds: float, gaps: int) -> None:
-        """An answer is over, or given up: so many seconds and gaps of it were counted."""
-        if gaps >= LEAST_GAPS:
-            self.paces.append(seconds / gaps)
+            (self.firsts if gaps is None else gaps).append(seconds)
 
     def ended(self, *, diverged: bool) -> None:
         """An answer is complete, or went another way."""
@@ -86,7 +95,6 @@ class _Replay:
         self._asked: dict[int, float] = {}
         self._decided: dict[tuple[int, int], int] = {}
         self._opened = False
-        self._counted, self._gaps = 0.0, 0
         self._news = asyncio.Event()
 
     async def run(self, speed: float) -> None:
@@ -97,14 +105,13 @@ class _Replay:
             if not await _within(_ANSWER_SECONDS, reading):
                 raise CloudUnavailableError("the cloud did not close a session in time")
         finally:
-            self._tally.paced(self._counted, self._gaps)
             reading.cancel()
             self._call.cancel()
             await asyncio.wait([reading])
 
     async def _play(self, reading: asyncio.Task[None], speed: float) -> None:
         began, waited = monotonic(), 0.0
-        last, first = began, True
+        last, gaps, first = began, self._tally.begun(), True
         for event in self._recording.events:
             delay = began + waited + event.time / speed - monotonic()
             if delay > 0:
@@ -119,9 +126,7 @@ class _Replay:
                     waited += monotonic() - since
                 case _:
                     now = monotonic()
-                    self._tally.shown(now - last, first=first)
-                    if self._tally.counting and not first:
-                        self._counted, self._gaps = self._counted + now - last, self._gaps + 1
+                    self._tally.shown(now - last, None if first else gaps)
                     last, first = now, False
 
     async def _send(self, frame: bytes, reading: asyncio.Task[None]) -> None:

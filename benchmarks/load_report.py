@@ -41,8 +41,8 @@ class Row:
     Attributes:
         decision_p50, decision_p99: from a question to its answer, at the edge.
         gap_p50, gap_p99: from a token to the next, at the edge.
-        pace_p99: of each answer's mean of those, over the ``paced``
-            answers that enough of was seen.
+        pace_p99: of each answer's mean of those, over the ``paced`` answers of which enough was
+            seen.
         mean_per_token: the gaps' mean.
         cloud_seconds: processor seconds of the serving process per token that edges showed.
         client_share: processor seconds of all edges together, per second.
@@ -127,8 +127,7 @@ def compare(rows: Sequence[Row], figure: Figure, other: str) -> list[Comparison]
     found = []
     for row in sorted((r for r in rows if r.contender == other), key=lambda r: r.edges):
         p99 = p99_of(row, figure)
-        edges = None if p99 is None else edges_at(ours, figure, p99)
-        if edges is not None and p99 is not None:
+        if p99 is not None and (edges := edges_at(ours, figure, p99)) is not None:
             found.append(Comparison(figure, other, row.edges, p99, *edges))
     return found
 

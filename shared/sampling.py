@@ -19,6 +19,7 @@ from shared.errors import ConfigurationError
 
 FloatArray = npt.NDArray[np.float32]
 TokenIds = npt.NDArray[np.int32]
+Words = npt.NDArray[np.uint64]
 Noise = npt.NDArray[np.float64]
 
 MAX_SEED = 2**64 - 1
@@ -80,7 +81,7 @@ def choose_token(
     if sampling.greedy:
         row = int(np.argmax(logits))
     else:
-        words = _random_words(sampling.seed, position, vocabulary_size or logits.shape[0])
+        words = random_words(sampling.seed, position, vocabulary_size or logits.shape[0])
         row = _draw(logits, sampling, words if vocabulary_ids is None else words[vocabulary_ids])
     token = row if vocabulary_ids is None else int(vocabulary_ids[row])
     return Choice(token, log_probability(logits, row))
@@ -93,12 +94,8 @@ def log_probability(logits: FloatArray, row: int) -> float:
     return float(logits[row]) - peak - math.log(total)
 
 
-def gumbel_noise(seed: int, position: int, count: int) -> Noise:
-    """``[count]`` standard Gumbel variates that depend on ``(seed, position)`` alone."""
-    return _gumbel(_random_words(seed, position, count))
-
-
-def _random_words(seed: int, position: int, count: int) -> npt.NDArray[np.uint64]:
+def random_words(seed: int, position: int, count: int) -> Words:
+    """``[count]`` words of 64 random bits that depend on ``(seed, position)`` alone."""
     # counter word 0 is what Philox itself counts up, so the position takes word 1
     philox = np.random.Philox(
         key=np.array([seed, 0x74616E64656D], dtype=np.uint64),
@@ -107,13 +104,14 @@ def _random_words(seed: int, position: int, count: int) -> npt.NDArray[np.uint64
     return philox.random_raw(count)
 
 
-def _gumbel(words: npt.NDArray[np.uint64]) -> Noise:
+def gumbel_noise(words: Words) -> Noise:
+    """The standard Gumbel variate of each word, in its shape."""
     # never 0; 1, and infinite noise, once in 2^53
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return np.asarray(-np.log(-np.log(uniform)))
 
 
-def _draw(logits: FloatArray, sampling: Sampling, words: npt.NDArray[np.uint64]) -> int:
+def _draw(logits: FloatArray, sampling: Sampling, words: Words) -> int:
     """The row that maximises ``logit / temperature + noise``, with the noise of ``words`` (one for
     each row) computed for those rows alone that can be it."""
     peak = float(logits.max())
@@ -125,10 +123,10 @@ def _draw(logits: FloatArray, sampling: Sampling, words: npt.NDArray[np.uint64])
         rows = _nucleus(scaled, sampling.top_p)
     else:
         best = int(np.argmax(scaled))
-        least, most = _gumbel(np.array([words[best], words.max()]))
+        least, most = gumbel_noise(np.array([words[best], words.max()]))
         # with a margin far above what rounding does to a logarithm
         rows = np.flatnonzero(scaled >= least - most - 1e-6)
-    return int(rows[np.argmax(scaled[rows] + _gumbel(words[rows]))])
+    return int(rows[np.argmax(scaled[rows] + gumbel_noise(words[rows]))])
 
 
 def _nucleus(scaled: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:

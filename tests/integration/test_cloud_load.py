@@ -157,9 +157,7 @@ def test_answers_too_short_for_a_pace_compare_nothing() -> None:
 
 
 def test_an_answers_pace_is_the_mean_of_its_gaps() -> None:
-    tally = Tally(counting=True)
-    tally.paced(4.0, 8)
-    tally.paced(4.0, 7)
+    tally = Tally(gaps_of=[[0.25, 0.75] * 4, [0.25] * 7])
     assert tally.paces == [0.5]
 
 

@@ -83,13 +83,17 @@ def by_torch(arch: Architecture, cache: KvCache, turned: Tensor, projected: Tens
     return out[0].transpose(0, 1)
 
 
-@ARCHITECTURES
-@pytest.mark.parametrize(("past", "count"), [(0, 1), (0, 3), (1, 1), (7, 5), (64, 2), (301, 1)])
-def test_it_is_pytorchs_attention(arch: Architecture, past: int, count: int) -> None:
+def attends_as_pytorch_does(arch: Architecture, past: int, count: int) -> None:
     turned, projected = rows(arch, count, past)
     wanted = by_torch(arch, held(arch, past, past), turned, projected)
     (got,) = attended(arch, [(held(arch, past, past), turned, projected)])
     torch.testing.assert_close(got, wanted, atol=2e-6, rtol=2e-5)
+
+
+@ARCHITECTURES
+@pytest.mark.parametrize(("past", "count"), [(0, 1), (0, 3), (1, 1), (7, 5), (64, 2), (301, 1)])
+def test_it_is_pytorchs_attention(arch: Architecture, past: int, count: int) -> None:
+    attends_as_pytorch_does(arch, past, count)
 
 
 @ARCHITECTURES
@@ -179,6 +183,14 @@ def test_rows_beyond_the_cache_or_the_model_are_never_written(past: int, count: 
         RaggedAttention(WIDE).chunks([(cache, 0, count)])
 
 
+def it_attends_compiled_anew() -> None:
+    ragged_attention._compiled.cache_clear()
+    try:
+        attends_as_pytorch_does(TINY, 9, 2)
+    finally:
+        ragged_attention._compiled.cache_clear()
+
+
 def test_a_disk_that_is_full_costs_no_more_than_the_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -187,14 +199,7 @@ def test_a_disk_that_is_full_costs_no_more_than_the_next_start(
 
     monkeypatch.setattr(caching.FunctionCache, "save_overload", full)
     monkeypatch.setattr(caching.FunctionCache, "load_overload", lambda *arguments: None)
-    ragged_attention._compiled.cache_clear()
-    try:
-        turned, projected = rows(TINY, 2, 8)
-        wanted = by_torch(TINY, held(TINY, 9, 8), turned, projected)
-        (got,) = attended(TINY, [(held(TINY, 9, 8), turned, projected)])
-    finally:
-        ragged_attention._compiled.cache_clear()
-    torch.testing.assert_close(got, wanted, atol=2e-6, rtol=2e-5)
+    it_attends_compiled_anew()
 
 
 def test_it_is_compiled_without_a_place_to_keep_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,11 +212,4 @@ def test_it_is_compiled_without_a_place_to_keep_the_result(monkeypatch: pytest.M
         return njit(*arguments, **options)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(numba, "njit", nowhere)
-    ragged_attention._compiled.cache_clear()
-    try:
-        turned, projected = rows(TINY, 2, 8)
-        wanted = by_torch(TINY, held(TINY, 9, 8), turned, projected)
-        (got,) = attended(TINY, [(held(TINY, 9, 8), turned, projected)])
-    finally:
-        ragged_attention._compiled.cache_clear()
-    torch.testing.assert_close(got, wanted, atol=2e-6, rtol=2e-5)
+    it_attends_compiled_anew()

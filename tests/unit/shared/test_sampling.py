@@ -21,11 +21,16 @@ from shared.sampling import (
     choose_token,
     gumbel_noise,
     log_probability,
+    random_words,
 )
 
 LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, 1.5, -3.0, 0.2], np.float32)
 DRAWS = 20_000
 KNOWN_NOISE = [-0.9699949832622374, -0.5616475447058087, -0.04560364465273632]
+
+
+def noise_at(seed: int, position: int, count: int) -> npt.NDArray[np.float64]:
+    return gumbel_noise(random_words(seed, position, count))
 
 
 def softmax(logits: FloatArray, temperature: float = 1.0) -> npt.NDArray[np.float64]:
@@ -78,24 +83,24 @@ def test_a_replay_draws_the_same() -> None:
 
 
 def test_seeds_and_positions_draw_apart() -> None:
-    first = gumbel_noise(1, 1, 1000)
+    first = noise_at(1, 1, 1000)
     for seed, position in ((1, 2), (2, 1), (MAX_SEED, 1), (0, 1)):
-        other = gumbel_noise(seed, position, 1000)
+        other = noise_at(seed, position, 1000)
         assert abs(np.corrcoef(first, other)[0, 1]) < 0.1
     # nor is one position's noise a shifted copy of its neighbour's
-    assert not set(gumbel_noise(1, 2, 1000)) & set(first)
+    assert not set(noise_at(1, 2, 1000)) & set(first)
 
 
 def test_noise_is_standard_gumbel_and_stays_as_it_is() -> None:
-    noise = gumbel_noise(5, 6, 50_000)
+    noise = noise_at(5, 6, 50_000)
     assert np.isfinite(noise).all()
     assert stats.kstest(noise, "gumbel_r").pvalue > 0.01
     # an edge and a cloud of different releases must draw alike
-    np.testing.assert_allclose(gumbel_noise(1, 2, 3), KNOWN_NOISE, rtol=1e-12)
+    np.testing.assert_allclose(noise_at(1, 2, 3), KNOWN_NOISE, rtol=1e-12)
 
 
 def test_a_longer_vocabulary_has_the_same_noise_in_front() -> None:
-    assert (gumbel_noise(3, 4, 100)[:10] == gumbel_noise(3, 4, 10)).all()
+    assert (noise_at(3, 4, 100)[:10] == noise_at(3, 4, 10)).all()
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.5, seed=3), Sampling(1.0, 0.9, seed=4)])
@@ -119,7 +124,7 @@ def plainly(logits: FloatArray, sampling: Sampling, position: int) -> int:
         cumulative = np.cumsum(weights[order]) / weights.sum()
         dropped = order[int(np.searchsorted(cumulative, sampling.top_p)) + 1 :]
         scaled[dropped] = -np.inf
-    return int(np.argmax(scaled + gumbel_noise(sampling.seed, position, len(logits))))
+    return int(np.argmax(scaled + noise_at(sampling.seed, position, len(logits))))
 
 
 @given(
