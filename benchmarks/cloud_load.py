@@ -2,14 +2,15 @@
 
 ::
 
-    python -m benchmarks.cloud_load [--edges 1 8 32 128] [--seconds 40] [--report FILE] [--json]
+    python -m benchmarks.cloud_load [--edges 1 8 32 128] [--seconds 20] [--repeats 3]
+            [--report FILE] [--json]
     python -m benchmarks.cloud_load --record        # real generations, once, to --recording
     python -m benchmarks.cloud_load --quick         # does it work: 1 and 4 edges, a few seconds
 
 Contenders: the collaborative mode, the cloud-only mode of the same engine, and vLLM's CPU backend
 where it is installed, each with the same prompts on the same cores.  Each measurement has a server
-process of its own.  Finished ones are kept in ``--out``: the same command goes on where it was
-stopped.
+process of its own, and is made ``--repeats`` times; figures are medians.  Finished
+ones are kept in ``--out``: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -62,19 +63,25 @@ class Cell:
 
     contender: str
     edges: int
+    repeat: int
 
     @property
     def key(self) -> tuple[str, ...]:
         """Its name in the journal."""
-        return (self.contender, str(self.edges))
+        return (self.contender, str(self.edges), str(self.repeat))
 
 
-def cells(edges: Sequence[int]) -> list[Cell]:
-    """In the order to measure them: the contenders take turns, so that a machine that slows down
-    slows them alike."""
+def cells(edges: Sequence[int], repeats: int) -> list[Cell]:
+    """In the order to measure them: everything once and then again, and the contenders take turns,
+    so that a machine that slows down slows them alike."""
     installed = importlib.util.find_spec("vllm") is not None
     contenders = [name for name in CONTENDERS if name != VLLM or installed]
-    return [Cell(contender, count) for count in edges for contender in contenders]
+    return [
+        Cell(contender, count, repeat)
+        for repeat in range(repeats)
+        for count in edges
+        for contender in contenders
+    ]
 
 
 def record_sessions(options: argparse.Namespace, bundle: ModelBundle, console: Console) -> None:
@@ -125,17 +132,19 @@ def measure(
     console: Console,
 ) -> list[Row]:
     """All cells, those of earlier runs from the journal."""
-    wanted = cells(options.edges)
+    wanted = cells(options.edges, options.repeats)
     rows = []
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("starting", total=len(wanted))
         for cell in wanted:
-            progress.update(bar, description=f"{cell.contender}, {cell.edges} edges")
+            turn = f"{cell.repeat + 1} of {options.repeats}"
+            progress.update(bar, description=f"{cell.contender}, {cell.edges} edges, {turn}")
             if cell.key not in journal:
                 load = Load(
                     bundle,
                     recordings,
                     cell.edges,
+                    cell.repeat,
                     options.seconds,
                     warm_up_of(cell.edges, options),
                     options.threads,
@@ -165,7 +174,9 @@ def about(
         f"model {environment.bundle['name']}; {len(sessions)} recorded prompts and answers of "
         f"{tokens} tokens, {asked / max(1, tokens):.0%} of them the cloud's; recorded with "
         + ", ".join(f"{key} {value}" for key, value in recordings.about.items() if key in _TOLD),
-        f"{options.seconds:g} s a measurement after "
+        f"medians of {options.repeats} measurements (counts are added; in brackets the least and "
+        f"the most) of {options.seconds:g} s each, once every edge has shown a token, at the "
+        "earliest after "
         + ", ".join(f"{warm_up_of(edges, options):g} s ({edges} edges)" for edges in options.edges)
         + " to warm up; edges "
         f"{options.edge_speed:g} times as fast as the one that was recorded",
@@ -209,7 +220,7 @@ def _run(options: argparse.Namespace, console: Console, arguments: list[str]) ->
     }
     with Journal(options.out, settings, environment.as_record()) as journal:
         rows = measure(options, bundle, recordings, journal, console)
-    installed = any(cell.contender == VLLM for cell in cells(options.edges))
+    installed = any(cell.contender == VLLM for cell in cells(options.edges, 1))
     absent = [] if installed else [_NOT_INSTALLED]
     notes = about(recordings, environment, options)
     if options.report:
@@ -235,11 +246,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     runs = Path("runs/cloud-load")
     add = parser.add_argument
     add("--edges", type=int, nargs="+", help="edges at once (default: 1 8 32 128)")
-    add("--seconds", type=float, help="of each measurement (default: 40)")
+    add("--seconds", type=float, help="of each measurement (default: 20)")
+    add("--repeats", type=int, help="of each measurement (default: 3)")
     add("--warm-up", type=float, help="seconds before it (default: 8, edges / 4 from 32 on)")
     add("--threads", type=int, help="of the serving process (default: torch's choice)")
     add("--edge-speed", type=float, default=1.0, help="times the recorded edge's (default: 1)")
-    add("--quick", action="store_true", help="1 and 4 edges, 5 s each")
+    add("--quick", action="store_true", help="1 and 4 edges, 5 s each, once")
     add("--bundle", type=Path, default=default_bundle_folder())
     add("--recording", type=Path, default=runs / "recording.jsonl.gz")
     add("--out", type=Path, help="folder of finished measurements (default: runs/cloud-load/…)")
@@ -257,10 +269,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     quick = options.quick
     options.edges = sorted(set(options.edges or ((1, 4) if quick else (1, 8, 32, 128))))
-    options.seconds = options.seconds or (5.0 if quick else 40.0)
+    options.seconds = options.seconds or (5.0 if quick else 20.0)
+    options.repeats = options.repeats if options.repeats is not None else (1 if quick else 3)
     options.out = options.out or runs / ("quick" if quick else "measured")
-    if min(options.edges) < 1 or options.seconds <= 0 or options.edge_speed <= 0:
-        parser.error("edges, seconds and speed are above 0")
+    if min(*options.edges, options.repeats) < 1 or min(options.seconds, options.edge_speed) <= 0:
+        parser.error("edges, repeats, seconds and speed are above 0")
     return options
 
 

@@ -28,11 +28,13 @@ _SCRAPE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a contender; ``seconds`` are measured after ``warm_up`` seconds."""
+    """What is asked of a contender; ``seconds`` are measured after ``warm_up`` seconds,
+    for the ``repeat``-th time (from 0)."""
 
     bundle: ModelBundle
     recordings: Recordings
     edges: int
+    repeat: int
     seconds: float
     warm_up: float
     threads: int | None
@@ -130,6 +132,7 @@ def _row(
     return Row(
         contender=contender,
         edges=asked.edges,
+        repeat=asked.repeat,
         seconds=asked.seconds,
         tokens=tally.tokens,
         answers=tally.answers,

@@ -28,6 +28,9 @@ from shared.errors import CloudUnavailableError
 _ANSWER_SECONDS = 120.0
 # of an answer, before its pace says anything
 LEAST_GAPS = 8
+# for every edge's first prompt, beyond the warm-up
+STEADY_SECONDS = 180.0
+_LOOK_SECONDS = 0.1
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Tally:
         decisions: from a question to its answer, in a burst from the answer before.
         gaps_of: each answer's, between a token and the next.
         firsts: from the prompt to the first token.
+        begun_edges: those that have shown a token or ended an answer, counting or not.
     """
 
     counting: bool = False
@@ -47,6 +51,7 @@ class Tally:
     decisions: list[float] = field(default_factory=list)
     gaps_of: list[list[float]] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
+    begun_edges: set[int] = field(default_factory=set)
 
     @property
     def gaps(self) -> list[float]:
@@ -68,15 +73,17 @@ class Tally:
         if self.counting:
             self.decisions.append(seconds)
 
-    def shown(self, seconds: float, gaps: list[float] | None) -> None:
-        """A token was shown so long after the one before it, which is one of its answer's
+    def shown(self, edge: int, seconds: float, gaps: list[float] | None) -> None:
+        """``edge`` showed a token so long after the one before it, which is one of its answer's
         ``gaps``, or (``None``) after the prompt."""
+        self.begun_edges.add(edge)
         if self.counting:
             self.tokens += 1
             (self.firsts if gaps is None else gaps).append(seconds)
 
-    def ended(self, *, diverged: bool) -> None:
-        """An answer is complete, or went another way."""
+    def ended(self, edge: int, *, diverged: bool) -> None:
+        """An answer of ``edge`` is complete, or went another way."""
+        self.begun_edges.add(edge)
         if self.counting:
             self.diverged += diverged
             self.answers += not diverged
@@ -89,8 +96,10 @@ class _DivergedError(Exception):
 class _Replay:
     """One session on the wire."""
 
-    def __init__(self, recording: Recording, channel: grpc.aio.Channel, tally: Tally) -> None:
-        self._recording, self._tally = recording, tally
+    def __init__(
+        self, edge: int, recording: Recording, channel: grpc.aio.Channel, tally: Tally
+    ) -> None:
+        self._edge, self._recording, self._tally = edge, recording, tally
         self._call: Any = channel.stream_stream(SESSION_METHOD)()
         self._asked: dict[int, float] = {}
         self._decided: dict[tuple[int, int], int] = {}
@@ -126,7 +135,7 @@ class _Replay:
                     waited += monotonic() - since
                 case _:
                     now = monotonic()
-                    self._tally.shown(now - last, None if first else gaps)
+                    self._tally.shown(self._edge, now - last, None if first else gaps)
                     last, first = now, False
 
     async def _send(self, frame: bytes, reading: asyncio.Task[None]) -> None:
@@ -193,9 +202,14 @@ async def load(
     warm_up: float,
     began: Callable[[], None],
 ) -> Tally:
-    """Start ``edges`` edges one by one in the first half of ``warm_up`` seconds, and from its end
-    on count for ``seconds``; ``began`` is called between the two.  What is under way at the end is
-    given up."""
+    """Start ``edges`` edges one by one in the first half of ``warm_up`` seconds, and count for
+    ``seconds`` once it is over and every edge has shown a token; ``began`` is called between the
+    two.  What is under way at the end is given up.
+
+    Raises:
+        CloudUnavailableError: the cloud ended a session or hung, or not every edge had its first
+            token within ``STEADY_SECONDS`` after the warm-up.
+    """
     tally = Tally()
 
     async def edge(number: int) -> None:
@@ -204,29 +218,38 @@ async def load(
         async with grpc.aio.insecure_channel(address, options=options) as channel:
             for recording in _from(recordings, number):
                 try:
-                    await _Replay(recording, channel, tally).run(speed)
+                    await _Replay(number, recording, channel, tally).run(speed)
                 except _DivergedError:
-                    tally.ended(diverged=True)
+                    tally.ended(number, diverged=True)
                 else:
-                    tally.ended(diverged=False)
+                    tally.ended(number, diverged=False)
 
     running = [asyncio.create_task(edge(number), name=f"edge {number}") for number in range(edges)]
     try:
-        for length in (warm_up, seconds):
-            done, _ = await asyncio.wait(
-                running, timeout=length, return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                task.result()  # edges end only by a fault
-            if not tally.counting:
-                tally.counting = True
-                began()
+        await _all_run(running, warm_up)
+        deadline = monotonic() + STEADY_SECONDS
+        while len(tally.begun_edges) < edges:
+            if monotonic() >= deadline:
+                raise CloudUnavailableError(
+                    f"{edges - len(tally.begun_edges)} of {edges} edges have no token after "
+                    f"{warm_up + STEADY_SECONDS:.0f} s: give the cloud fewer --edges"
+                )
+            await _all_run(running, _LOOK_SECONDS)
+        tally.counting = True
+        began()
+        await _all_run(running, seconds)
         tally.counting = False
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
     return tally
+
+
+async def _all_run(running: Sequence[asyncio.Task[None]], seconds: float) -> None:
+    done, _ = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()  # edges end only by a fault
 
 
 def _from(recordings: Sequence[Recording], number: int) -> Iterator[Recording]:

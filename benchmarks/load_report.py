@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from enum import Enum
 
 from rich.table import Table
@@ -39,6 +39,7 @@ class Row:
     a contender does not tell.
 
     Attributes:
+        repeat: which measurement of this it is, from 0; of medians, how many they are of.
         decision_p50, decision_p99: from a question to its answer, at the edge.
         gap_p50, gap_p99: from a token to the next, at the edge.
         pace_p99: of each answer's mean of those, over the ``paced`` answers of which enough was
@@ -50,6 +51,7 @@ class Row:
 
     contender: str
     edges: int
+    repeat: int
     seconds: float
     tokens: int
     answers: int
@@ -85,6 +87,32 @@ class Comparison:
     def ratio(self) -> float:
         """How many times as many."""
         return self.edges / self.other_edges
+
+
+def medians(rows: Sequence[Row]) -> list[Row]:
+    """One row for all repeats of a measurement: counts are added, of all else the median."""
+    of: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        of.setdefault((row.contender, row.edges), []).append(row)
+    return [_median(repeats) for repeats in of.values()]
+
+
+def _median(repeats: Sequence[Row]) -> Row:
+    found: dict[str, object] = {"repeat": len(repeats)}
+    for name in (field.name for field in fields(Row)):
+        values = [getattr(row, name) for row in repeats]
+        if name in _SAME:
+            found[name] = values[0]
+        elif name in _ADDED:
+            found[name] = sum(values)
+        elif name not in found:
+            told = [value for value in values if value is not None]
+            found[name] = statistics.median(told) if told else None
+    return Row(**found)  # type: ignore[arg-type]  # each field has the type that it had
+
+
+_SAME = ("contender", "edges", "seconds")
+_ADDED = ("tokens", "answers", "diverged", "paced")
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -165,33 +193,49 @@ def _shown(value: float | None, digits: int) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def table(rows: Iterable[Row]) -> Table:
-    """For the terminal."""
+def table(rows: Sequence[Row]) -> Table:
+    """For the terminal, a row for the medians of each measurement's repeats."""
     shown = Table(box=None, pad_edge=False)
     for index, heading in enumerate(_HEAD):
         shown.add_column(heading, justify="right" if index else "left")
-    for row in rows:
+    for row in medians(rows):
         shown.add_row(*_cells(row))
     return shown
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """What the figures say of the collaborative mode, in words."""
-    said = []
+    """What the figures say of the collaborative mode, in words: of the medians, and in brackets
+    from the least to the most of the repeats."""
+    said, together = [], medians(rows)
+    repeats = [[row for row in rows if row.repeat == each] for each in {r.repeat for r in rows}]
     for other in (CLOUD_ONLY, VLLM):
-        for found in [each for figure in Figure for each in compare(rows, figure, other)]:
-            said.append(
-                f"At a p99 of {found.p99:.0f} ms {found.figure.value} ({found.other_edges} edges "
-                f"of {other}): {found.bound.value}{found.edges:.1f} collaborative edges, "
-                f"{found.bound.value}{found.ratio:.2f} times."
-            )
-        for ours, theirs in _pairs(rows, other):
+        for figure in Figure:
+            each = [compare(repeat, figure, other) for repeat in repeats]
+            for found in compare(together, figure, other):
+                ratios = [
+                    c for repeat in each for c in repeat if c.other_edges == found.other_edges
+                ]
+                said.append(
+                    f"At a p99 of {found.p99:.0f} ms {figure.value} ({found.other_edges} edges "
+                    f"of {other}): {found.bound.value}{found.edges:.1f} collaborative edges, "
+                    f"{found.bound.value}{found.ratio:.2f} times{_range(ratios)}."
+                )
+        for ours, theirs in _pairs(together, other):
             mine, other_ones = ours.cloud_seconds * 1e3, theirs.cloud_seconds * 1e3
             said.append(
                 f"With {ours.edges} edges a token costs the cloud {mine:.1f} ms of a core, in "
                 f"{other} {other_ones:.1f} ms: {other_ones / max(mine, 1e-9):.2f} times."
             )
     return said
+
+
+def _range(found: Sequence[Comparison]) -> str:
+    """Of several repeats, from the least to the most; nothing of one."""
+    if len(found) < 2:
+        return ""
+    least, *_, most = sorted(found, key=lambda each: each.ratio)
+    ends = (f"{each.bound.value}{each.ratio:.2f}" for each in (least, most))
+    return f" ({' to '.join(ends)})"
 
 
 def _pairs(rows: Sequence[Row], other: str) -> list[tuple[Row, Row]]:
@@ -203,7 +247,7 @@ def _pairs(rows: Sequence[Row], other: str) -> list[tuple[Row, Row]]:
 def markdown_report(
     command: str, rows: Sequence[Row], about: Sequence[str], absent: Sequence[str]
 ) -> str:
-    """The whole report as Markdown."""
+    """The whole report as Markdown, of the medians of all repeats."""
     parts = [
         "# The cloud under load",
         f"```sh\n{command}\n```",
@@ -217,7 +261,7 @@ def markdown_report(
         "that edges showed. *Diverged* answers met a decision other than the recorded one and "
         "were left.",
         "\n".join(f"- {line}" for line in about),
-        markdown.table(_HEAD, map(_cells, rows)),
+        markdown.table(_HEAD, map(_cells, medians(rows))),
         "\n".join(f"- {line}" for line in (*sentences(rows), *absent)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

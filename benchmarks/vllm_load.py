@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from typing import Any
 
+from benchmarks.load_replay import STEADY_SECONDS
 from simulator.bench.worker_process import Reply, claim_stdout, serve
 
 # what Tandem's cloud sets for itself, and whoever imports it hands on
@@ -37,9 +38,9 @@ class VllmLoad:
         ).llm_engine
 
     def answer(self, request: Reply) -> Reply:
-        """``prompts`` (token ids) over and over, for ``warm_up`` and then ``seconds``: what
-        :class:`benchmarks.load_replay.Tally` has, the gaps answer by answer, and processor
-        seconds."""
+        """``prompts`` (token ids) over and over, for ``warm_up`` and until every edge has shown a
+        token, and then for ``seconds``: what :class:`benchmarks.load_replay.Tally` has, the gaps
+        answer by answer, and processor seconds."""
         prompts, stop = request["prompts"], request["stop_token_ids"]
         parameters = self._parameters(
             temperature=0.0, max_tokens=request["max_tokens"], stop_token_ids=stop, detokenize=False
@@ -55,27 +56,32 @@ class VllmLoad:
             seen[name] = (0, time.perf_counter())
             self._engine.add_request(name, {"prompt_token_ids": ids}, parameters)
 
-        for edge in turns:
-            begin(edge)
+        for each in turns:
+            begin(each)
         tokens = answers = 0
         firsts: list[float] = []
+        waiting = set(turns)  # for the first token
         start = time.perf_counter() + request["warm_up"]
+        end = start + STEADY_SECONDS
         used = None
-        while (now := time.perf_counter()) < start + request["seconds"]:
-            if used is None and now >= start:
-                used = time.process_time()
+        while (now := time.perf_counter()) < end:
+            if used is None and now >= start and not waiting:
+                used, end = time.process_time(), now + request["seconds"]
             for output in self._engine.step():
                 now = time.perf_counter()
                 count, last = seen[output.request_id]
                 new = len(output.outputs[0].token_ids) - count
                 seen[output.request_id] = (count + new, now)
+                edge = int(output.request_id.partition("/")[0])
+                if new:
+                    waiting.discard(edge)
                 if used is not None and new:
                     tokens += new
                     (counted[output.request_id] if count else firsts).append(now - last)
                 if output.finished:
                     answers += used is not None
                     del seen[output.request_id]
-                    begin(int(output.request_id.partition("/")[0]))
+                    begin(edge)
         seconds = time.process_time() - (used or 0.0)
         self._engine.abort_request(list(seen))
         return {

@@ -21,6 +21,7 @@ from benchmarks.load_report import (
     compare,
     edges_at,
     markdown_report,
+    medians,
     percentile,
 )
 from edge.context_source import ContextCodec
@@ -84,6 +85,7 @@ async def test_recordings_are_replayed_as_they_were(tmp_path: Path) -> None:
             assert tally.tokens == len(tally.gaps) + len(tally.firsts) > 0
             assert min(tally.decisions) > 0
             assert 0 < max(tally.paces) <= max(tally.gaps)
+            assert tally.begun_edges == {0, 1, 2}
 
 
 async def test_another_decision_than_the_recorded_one_is_counted() -> None:
@@ -114,10 +116,10 @@ def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, text: bytes) -> 
         Recordings.read(tmp_path / "r.gz")
 
 
-def row(contender: str, edges: int, p99: float, pace: float | None = 30.0) -> Row:
+def row(contender: str, edges: int, p99: float, pace: float | None = 30.0, repeat: int = 0) -> Row:
     return Row(
-        contender, edges, 10.0, 100, 5, 0, 10.0, 5.0, 2.0, 9.0, 20.0, 50.0, 9.0, p99, pace, 5, 9.0,
-        0.01, 0.1,
+        contender, edges, repeat, 10.0, 100, 5, 0, 10.0, 5.0, 2.0, 9.0, 20.0, 50.0, 9.0, p99, pace,
+        5, 9.0, 0.01, 0.1,
     )  # fmt: skip
 
 
@@ -147,6 +149,22 @@ def test_the_comparison_is_at_equal_p99() -> None:
     assert "fewer than 8.0 collaborative edges" in text
 
 
+def test_repeats_are_told_by_their_medians_and_their_range() -> None:
+    rows = []
+    for repeat, (ours, theirs) in enumerate([(100, 200), (100, 150), (100, 400)]):
+        rows += [row(COLLABORATIVE, 8, ours, None, repeat), row(COLLABORATIVE, 32, 400, 7, repeat)]
+        rows += [row(CLOUD_ONLY, 8, theirs, None, repeat)]
+    together = medians(rows)
+    assert [(r.contender, r.edges, r.gap_p99, r.pace_p99) for r in together] == [
+        (COLLABORATIVE, 8, 100, None),
+        (COLLABORATIVE, 32, 400, 7),
+        (CLOUD_ONLY, 8, 200, None),
+    ]
+    assert {(r.repeat, r.answers, r.tokens, r.seconds) for r in together} == {(3, 15, 300, 10.0)}
+    text = markdown_report("python -m benchmarks.cloud_load", rows, [], [])
+    assert "16.0 collaborative edges, 2.00 times (1.50 to at least 4.00)." in text
+
+
 def test_answers_too_short_for_a_pace_compare_nothing() -> None:
     rows = [row(COLLABORATIVE, 1, 50, None), row(COLLABORATIVE, 8, 100, 40.0)]
     rows += [row(CLOUD_ONLY, 1, 50, None), row(CLOUD_ONLY, 8, 200, 80.0)]
@@ -174,6 +192,7 @@ def test_the_command_records_measures_keeps_and_reports(
     command = ["--bundle", str(tiny_bundle().folder), "--recording", str(tmp_path / "r.gz")]
     command += ["--prompts", str(prompts), "--precision", "float32", "--max-tokens", "6"]
     command += ["--out", str(tmp_path / "out"), "--edges", "2", "--seconds", "1", "--warm-up", "0"]
+    command += ["--repeats", "2"]
     command += ["--threads", "1", "--report", str(tmp_path / "report.md"), "--json"]
     assert cloud_load.main(command) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
@@ -181,9 +200,10 @@ def test_the_command_records_measures_keeps_and_reports(
     for measured in rows:
         assert measured["edges"] == 2
         assert measured["cloud_seconds"] > 0
-    (of_us,) = (r for r in rows if r["contender"] == COLLABORATIVE)
-    assert of_us["passes_per_second"] > 0
-    assert of_us["positions_per_pass"] > 0
+    of_us = [r for r in rows if r["contender"] == COLLABORATIVE]
+    assert [r["repeat"] for r in of_us] == [0, 1]
+    assert min(r["passes_per_second"] for r in of_us) > 0
+    assert min(r["positions_per_pass"] for r in of_us) > 0
     assert "--edges 2" in (tmp_path / "report.md").read_text()
     assert cloud_load.main(command) == 0  # from the journal
     assert json.loads(capsys.readouterr().out)["rows"] == rows
