@@ -14,7 +14,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.load_recording import Recordings
-from benchmarks.load_replay import Tally, load
+from benchmarks.load_replay import STEADY_SECONDS, Tally, load
 from benchmarks.load_report import CLOUD_ONLY, VLLM, Row, mean, percentile
 from edge.exit_model import physical_cores
 from shared.errors import ConfigurationError
@@ -101,6 +101,7 @@ async def measure_vllm(asked: Load) -> Row:
                 "max_tokens": max(session.tokens for session in sessions),
                 "stop_token_ids": sorted(asked.bundle.manifest.tokenizer.stop_token_ids),
                 "warm_up": asked.warm_up,
+                "steady": STEADY_SECONDS,
                 "seconds": asked.seconds,
             }
         )

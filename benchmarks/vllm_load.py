@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from typing import Any
 
-from benchmarks.load_replay import STEADY_SECONDS
 from simulator.bench.worker_process import Reply, claim_stdout, serve
 
 # what Tandem's cloud sets for itself, and whoever imports it hands on
@@ -39,7 +38,7 @@ class VllmLoad:
 
     def answer(self, request: Reply) -> Reply:
         """``prompts`` (token ids) over and over, for ``warm_up`` and until every edge has shown a
-        token, and then for ``seconds``: what :class:`benchmarks.load_replay.Tally` has, the gaps
+        token (at most ``steady``), and then for ``seconds``: what :class:`benchmarks.load_replay.Tally` has, the gaps
         answer by answer, and processor seconds."""
         prompts, stop = request["prompts"], request["stop_token_ids"]
         parameters = self._parameters(
@@ -62,7 +61,7 @@ class VllmLoad:
         firsts: list[float] = []
         waiting = set(turns)  # for the first token
         start = time.perf_counter() + request["warm_up"]
-        end = start + STEADY_SECONDS
+        end = start + request["steady"]
         used = None
         while (now := time.perf_counter()) < end:
             if used is None and now >= start and not waiting:
