@@ -56,13 +56,10 @@ async def measure_replay(asked: Load, mode: str) -> Row:
             found = _METRICS_URL.search(log.read_text())
             assert found is not None, "the cloud says where its metrics are"
             url = found[1]
-            before: dict[str, float] = {}
-            client = 0.0
+            seen: list[tuple[dict[str, float], float]] = []  # at the first and the last moment
 
-            def began() -> None:
-                nonlocal client
-                before.update(_scrape(url))
-                client = time.process_time()
+            async def look() -> None:
+                seen.append((await asyncio.to_thread(_scrape, url), time.process_time()))
 
             tally = await load(
                 cloud.address,
@@ -71,10 +68,10 @@ async def measure_replay(asked: Load, mode: str) -> Row:
                 speed=asked.edge_speed,
                 seconds=asked.seconds,
                 warm_up=asked.warm_up,
-                began=began,
+                began=look,
+                ended=look,
             )
-            client = time.process_time() - client
-            after = await asyncio.to_thread(_scrape, url)
+    (before, client_before), (after, client) = seen
     used = {name: after[name] - before.get(name, 0.0) for name in after}
     passes = used["tandem_cloud_passes_total"]
     return _row(
@@ -82,9 +79,9 @@ async def measure_replay(asked: Load, mode: str) -> Row:
         asked,
         tally,
         used["process_cpu_seconds_total"],
-        passes_per_second=passes / asked.seconds,
+        passes_per_second=passes / tally.seconds,
         positions_per_pass=used["tandem_cloud_pass_positions_sum"] / max(1.0, passes),
-        client_share=client / asked.seconds,
+        client_share=(client - client_before) / tally.seconds,
     )
 
 
@@ -106,6 +103,7 @@ async def measure_vllm(asked: Load) -> Row:
             }
         )
     tally = Tally(
+        seconds=reply["seconds"],
         tokens=reply["tokens"],
         answers=reply["answers"],
         gaps_of=reply["gaps"],
@@ -138,7 +136,7 @@ def _row(
         tokens=tally.tokens,
         answers=tally.answers,
         diverged=tally.diverged,
-        tokens_per_second=tally.tokens / asked.seconds,
+        tokens_per_second=tally.tokens / tally.seconds,
         passes_per_second=passes_per_second,
         positions_per_pass=positions_per_pass,
         decision_p50=_milliseconds(tally.decisions, 50),

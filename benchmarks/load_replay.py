@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,7 @@ class Tally:
         gaps_of: each answer's, between a token and the next.
         firsts: from the prompt to the first token.
         begun_edges: those that have shown a token or ended an answer, counting or not.
+        seconds: for how long it was counting, once that is over.
     """
 
     counting: bool = False
@@ -52,6 +53,7 @@ class Tally:
     gaps_of: list[list[float]] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
     begun_edges: set[int] = field(default_factory=set)
+    seconds: float = 0.0
 
     @property
     def gaps(self) -> list[float]:
@@ -200,11 +202,12 @@ async def load(
     speed: float,
     seconds: float,
     warm_up: float,
-    began: Callable[[], None],
+    began: Callable[[], Awaitable[None]],
+    ended: Callable[[], Awaitable[None]],
 ) -> Tally:
     """Start ``edges`` edges one by one in the first half of ``warm_up`` seconds, and count for
-    ``seconds`` once it is over and every edge has shown a token; ``began`` is called between the
-    two.  What is under way at the end is given up.
+    ``seconds`` once it is over and every edge has shown a token; ``began`` is awaited before the
+    first that counts and ``ended`` behind the last.  What is under way at the end is given up.
 
     Raises:
         CloudUnavailableError: the cloud ended a session or hung, or not every edge had its first
@@ -235,10 +238,11 @@ async def load(
                     f"{warm_up + STEADY_SECONDS:.0f} s: give the cloud fewer --edges"
                 )
             await _all_run(running, _LOOK_SECONDS)
-        tally.counting = True
-        began()
+        await began()
+        tally.counting, since = True, monotonic()
         await _all_run(running, seconds)
-        tally.counting = False
+        tally.counting, tally.seconds = False, monotonic() - since
+        await ended()
     finally:
         for task in running:
             task.cancel()

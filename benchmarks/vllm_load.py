@@ -14,9 +14,6 @@ from typing import Any
 
 from simulator.bench.worker_process import Reply, claim_stdout, serve
 
-# what Tandem's cloud sets for itself, and whoever imports it hands on
-_TANDEMS_OWN = ("GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
-
 
 class VllmLoad:
     """Greedy decoding of token ids, float32, continuous batching as vLLM has it."""
@@ -37,9 +34,11 @@ class VllmLoad:
         ).llm_engine
 
     def answer(self, request: Reply) -> Reply:
-        """``prompts`` (token ids) over and over, for ``warm_up`` and until every edge has shown a
-        token (at most ``steady``), and then for ``seconds``: what :class:`benchmarks.load_replay.Tally` has, the gaps
-        answer by answer, and processor seconds."""
+        """``prompts`` (token ids) over and over.  Edges begin one by one in the first half of
+        ``warm_up`` seconds; from its end on, and once every edge has shown a token (for which they
+        have ``steady`` seconds more), ``seconds`` are counted, and what the engine's last step
+        takes beyond: what :class:`benchmarks.load_replay.Tally` has, the gaps answer by answer,
+        and processor seconds."""
         prompts, stop = request["prompts"], request["stop_token_ids"]
         parameters = self._parameters(
             temperature=0.0, max_tokens=request["max_tokens"], stop_token_ids=stop, detokenize=False
@@ -55,17 +54,23 @@ class VllmLoad:
             seen[name] = (0, time.perf_counter())
             self._engine.add_request(name, {"prompt_token_ids": ids}, parameters)
 
-        for each in turns:
-            begin(each)
         tokens = answers = 0
         firsts: list[float] = []
         waiting = set(turns)  # for the first token
-        start = time.perf_counter() + request["warm_up"]
+        began = time.perf_counter()
+        start = began + request["warm_up"]
         end = start + request["steady"]
-        used = None
+        stagger = request["warm_up"] / 2 / self._edges
+        to_begin = list(reversed(turns))
+        used = counted_from = None
         while (now := time.perf_counter()) < end:
+            while to_begin and now >= began + to_begin[-1] * stagger:
+                begin(to_begin.pop())
+            if not seen:
+                time.sleep(max(0.0, began + to_begin[-1] * stagger - now))
+                continue
             if used is None and now >= start and not waiting:
-                used, end = time.process_time(), now + request["seconds"]
+                used, counted_from, end = time.process_time(), now, now + request["seconds"]
             for output in self._engine.step():
                 now = time.perf_counter()
                 count, last = seen[output.request_id]
@@ -81,22 +86,24 @@ class VllmLoad:
                     answers += used is not None
                     del seen[output.request_id]
                     begin(edge)
-        seconds = time.process_time() - (used or 0.0)
+        if used is None or counted_from is None:
+            return {"error": f"{len(waiting)} of {self._edges} edges have no token: give it fewer"}
+        processor_seconds = time.process_time() - used
+        seconds = time.perf_counter() - counted_from
         self._engine.abort_request(list(seen))
         return {
+            "seconds": seconds,
             "tokens": tokens,
             "answers": answers,
             "gaps": list(counted.values()),
             "firsts": firsts,
-            "processor_seconds": seconds,
+            "processor_seconds": processor_seconds,
         }
 
 
 def main() -> None:
     """Load and serve."""
     claim_stdout()
-    for name in _TANDEMS_OWN:
-        os.environ.pop(name, None)
     model, room, threads, edges = sys.argv[1], *(int(text) for text in sys.argv[2:5])
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")

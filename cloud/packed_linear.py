@@ -9,15 +9,15 @@ linear layer.
 
 from __future__ import annotations
 
-import os
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.library_settings import make_setting
+
 # oneDNN keeps a compiled kernel, with its buffers, for each of the last 1,024 shapes that it met,
 # and every number of rows is another one.  It reads this when it is first used.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+make_setting("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 _FEWEST_ROWS = 4
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +27,11 @@ from prepare.exit_training.exit_module import ExitModule
 from prepare.exit_training.teacher import Lesson
 from prepare.exit_training.teacher_cache import TeacherCache
 from prepare.exit_weights import ExitWeights
+from shared.library_settings import make_setting
 
 # oneDNN keeps a compiled kernel, with its buffers, for each of the last 1,024 shapes that it met:
 # gigabytes where every batch has a shape of its own.  It reads this when it is first used.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+make_setting("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 _WARM_UP_STEPS = 50
 _LAST_RATE = 0.05  # of the peak

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from shared.errors import ConfigurationError
+from shared.library_settings import environment_for_others
 
 _STOP_SECONDS = 10.0
 _ENDING_SECONDS = 10.0  # from the end of its output to its own
@@ -28,7 +29,8 @@ Reply = dict[str, Any]
 
 
 class WorkerProcess:
-    """``python -m MODULE ARGUMENTS`` for the length of an ``async with`` block."""
+    """``python -m MODULE ARGUMENTS`` for the length of an ``async with`` block, in the environment
+    that the user made: what Tandem's cloud sets for its libraries is not handed on to a peer's."""
 
     def __init__(self, name: str, module: str, arguments: Sequence[str]) -> None:
         self._name = name
@@ -43,6 +45,7 @@ class WorkerProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=self._log,
             limit=_LINE_BYTES,
+            env=environment_for_others(),
         )
         try:
             self.ready = await self._reply(_READY_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -68,6 +69,10 @@ async def test_recordings_are_replayed_as_they_were(tmp_path: Path) -> None:
         answer = [event.token for event in session.events if isinstance(event, Await)]
         assert answer == full_answer(session.prompt_ids, 12)
     moments: list[str] = []
+
+    async def look(moment: str) -> None:
+        moments.append(moment)
+
     async with serving() as server:
         for mode in (COLLABORATIVE, CLOUD_ONLY):
             tally = await load(
@@ -77,9 +82,12 @@ async def test_recordings_are_replayed_as_they_were(tmp_path: Path) -> None:
                 speed=4.0,
                 seconds=2.0,
                 warm_up=0.2,
-                began=lambda: moments.append(mode),  # noqa: B023  called before the next mode
+                began=functools.partial(look, f"{mode} begins"),
+                ended=functools.partial(look, f"{mode} ends"),
             )
-            assert moments[-1] == mode
+            assert moments == [f"{mode} begins", f"{mode} ends"]
+            moments.clear()
+            assert tally.seconds >= 2.0
             assert tally.answers > 0
             assert tally.diverged == 0
             assert tally.tokens == len(tally.gaps) + len(tally.firsts) > 0
@@ -95,6 +103,10 @@ async def test_another_decision_than_the_recorded_one_is_counted() -> None:
         replace(event, token=event.token + 1) if isinstance(event, Await) else event
         for event in session.events
     ]
+
+    async def look() -> None:
+        pass
+
     async with serving() as server:
         tally = await load(
             server.address,
@@ -103,7 +115,8 @@ async def test_another_decision_than_the_recorded_one_is_counted() -> None:
             speed=9.0,
             seconds=1.0,
             warm_up=0.0,
-            began=lambda: None,
+            began=look,
+            ended=look,
         )
     assert tally.diverged > 0
     assert (tally.answers, tally.tokens) == (0, 0)

@@ -42,6 +42,22 @@ def test_whoever_serves_or_measures_loads_torch_with_it(module: str) -> None:
     assert seen_by_torch(module) == "30000"
 
 
+def test_a_process_of_somebody_elses_does_not_get_it() -> None:
+    look = (
+        "import cloud.packed_linear, os; from shared.library_settings import environment_for_others"
+        " as others; print(os.environ.keys() - others().keys(), others()['MINE'])"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_", "ONEDNN_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", look],
+        env=clean | {"MINE": "kept", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "9"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["{'GOMP_SPINCOUNT'}", "kept"]
+
+
 @pytest.mark.parametrize(
     ("environment", "seen"),
     [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
