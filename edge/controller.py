@@ -6,14 +6,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
-from typing import NamedTuple
+
+import numpy as np
 
 from edge.context_source import ContextCodec
-from edge.cost_model import BYTES_PER_ELEMENT, MOST_WINDOW, CostModel, nearest_point
+from edge.cost_model import (
+    BYTES_PER_ELEMENT,
+    MOST_WINDOW,
+    CostModel,
+    Floats,
+    Forecast,
+    Ints,
+    PlanTable,
+    nearest_point,
+)
 from edge.exit_policy import DEFAULT_THRESHOLD, threshold_for
 from edge.link_monitor import Conditions
 from edge.plan import BURST_UNLIMITED, MOST_LOOKAHEAD, Plan
@@ -32,6 +42,7 @@ _UNSURE_PRIOR_COUNT = 16
 _UNKNOWN_BYTES_PER_SECOND = 125_000.0  # a thin link, until one has been measured
 _MOST_COST_WINDOW = 2
 _ANY_WINDOW = 1  # in plans whose window is yet to be chosen
+_USED = -1  # in place of a window: the one that would be used
 _HIDDEN_CODECS = (ContextCodec.FP16, ContextCodec.INT8, ContextCodec.INT4)
 _FROM_LOSSY_TO_EXACT = [*reversed(BYTES_PER_ELEMENT), ContextCodec.TOKENS]
 # of a bundle that was never measured; the threshold is the only one that it can be run at
@@ -111,28 +122,46 @@ class Choice:
         return self.explain()
 
 
-class _Scored(NamedTuple):
-    """A plan's predicted seconds and cloud tokens per token, and what is to be least."""
+class _Candidates:
+    """The plans to choose from: ``plans`` with their windows open, and ``fixed``, the windows of
+    those that have one.  ``count`` of them are proposed, and behind them is the one to be ``kept``,
+    where there is one.
 
-    plan: Plan
-    seconds: float
-    cloud_tokens: float
-    score: float
+    Attributes:
+        exactness: of their codecs; what travels more exactly has the higher.
+    """
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        fixed: Sequence[int],
+        kept: Plan | None,
+        table: PlanTable,
+    ) -> None:
+        self.plans, self.kept, self.table = plans, kept, table
+        self.count = len(plans) - (kept is not None)
+        self.exactness = [_FROM_LOSSY_TO_EXACT.index(plan.codec) for plan in plans]
+        self._fixed = np.array(fixed)
+        self._is_fixed = self._fixed != _USED
+
+    def windows(self, used: Ints) -> Ints:
+        """Where one is open, the one that would be ``used``."""
+        return np.where(self._is_fixed, self._fixed, used)
 
 
-class _Shape:
-    """Plans that differ in nothing but their window; each is made once."""
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Candidates with what is predicted for each; ``score`` is to be least."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._made = {plan.window: plan}
+    candidates: _Candidates
+    windows: Ints
+    seconds: Floats
+    cloud_tokens: Floats
+    score: Floats
 
-    def at(self, window: int) -> Plan:
-        """The one with this window."""
-        plan = self._made.get(window)
-        if plan is None:
-            plan = self._made[window] = replace(self.plan, window=window)
-        return plan
+    def plan(self, row: int) -> Plan:
+        """A candidate with its window."""
+        return replace(self.candidates.plans[row], window=int(self.windows[row]))
 
 
 def choose(
@@ -165,47 +194,52 @@ def choose(
     """
     assert 0 < cut < layers
     assert answer_tokens >= 1
-    shapes = _allowed_shapes(tuple(points), wishes)
-    kept = _kept(previous, shapes, wishes)
+    candidates = _candidates(tuple(points), wishes, hidden_size, previous)
+    kept = candidates.kept
     model = _cost_model(
         conditions,
         points,
         layers,
         cut,
-        hidden_size,
         previous,
         prompt_tokens,
         answer_tokens,
         shared_cores=shared_cores,
     )
     if model is None:
-        unmeasured = kept or _unmeasured_plan(shapes.values(), wishes)
+        unmeasured = kept or _unmeasured_plan(candidates.plans, wishes)
         why = "too little measured" + (", kept as it is" if kept else "")
         return Choice(unmeasured, lambda: f"{_measured(conditions)}: {unmeasured} ({why})", None)
-    plans = [
-        shape.at(window) for shape in shapes.values() for window in _windows(model, shape, wishes)
-    ]
+    forecast = Forecast(model, candidates.table)
     price = _price(wishes)
-    scored = _scored(model, plans, kept, price)
-    best = _best(model, scored[: len(plans)])
-    chosen = best
-    if kept is not None:
-        was = next(each for each in scored if each.plan is kept)
-        if best.score >= was.score * (1.0 - least_gain):
-            chosen = was
+    scored = _scored(forecast, candidates, wishes, price)
+    best = chosen = _best(forecast, scored)
+    plan = scored.plan(best)
+    if kept is not None and scored.score[best] >= scored.score[-1] * (1.0 - least_gain):
+        chosen, plan = len(candidates.plans) - 1, kept
     return Choice(
-        chosen.plan,
-        lambda: (
-            f"{_measured(conditions)}: {chosen.plan} ({_compared(chosen, best, scored, price)})"
-        ),
-        chosen.seconds,
+        plan,
+        lambda: f"{_measured(conditions)}: {_compared(chosen, best, scored, price)}",
+        float(scored.seconds[chosen]),
     )
 
 
-@lru_cache(maxsize=32)
-def _allowed_shapes(points: tuple[OperatingPoint, ...], wishes: Wishes) -> Mapping[Plan, _Shape]:
-    """By their plans with ``_ANY_WINDOW``."""
-    return {plan: _Shape(plan) for plan in _allowed_plans(points, wishes)}
+@lru_cache(maxsize=512)
+def _candidates(
+    points: tuple[OperatingPoint, ...], wishes: Wishes, hidden_size: int, previous: Plan | None
+) -> _Candidates:
+    allowed = _allowed_plans(points, wishes)
+    plans, fixed = [], []
+    for plan in allowed:
+        for window in _windows(plan, wishes):
+            plans.append(plan)
+            fixed.append(window)
+    kept = _kept(previous, allowed, wishes)
+    if kept is not None:
+        plans.append(replace(kept, window=_ANY_WINDOW))
+        fixed.append(kept.window)
+    table = PlanTable(plans, points or (_ASSUMED_POINT,), hidden_size)
+    return _Candidates(plans, fixed, kept, table)
 
 
 def _allowed_plans(points: Sequence[OperatingPoint], wishes: Wishes) -> list[Plan]:
@@ -271,8 +305,8 @@ def _thresholds(points: Sequence[OperatingPoint], wishes: Wishes) -> tuple[list[
     return [point.threshold for point in points if point.threshold >= lowest], lowest
 
 
-def _kept(previous: Plan | None, shapes: Mapping[Plan, _Shape], wishes: Wishes) -> Plan | None:
-    """``previous``, as its shape has it, where it is still allowed."""
+def _kept(previous: Plan | None, allowed: Sequence[Plan], wishes: Wishes) -> Plan | None:
+    """``previous``, where it is still allowed."""
     if previous is None:
         return None
     least, most = 1, MOST_WINDOW
@@ -282,35 +316,35 @@ def _kept(previous: Plan | None, shapes: Mapping[Plan, _Shape], wishes: Wishes) 
         least, most = 0, _MOST_COST_WINDOW
     if not least <= previous.window <= most:
         return None
-    shape = shapes.get(replace(previous, window=_ANY_WINDOW))
-    return None if shape is None else shape.at(previous.window)
+    return previous if replace(previous, window=_ANY_WINDOW) in allowed else None
 
 
-def _unmeasured_plan(shapes: Iterable[_Shape], wishes: Wishes) -> Plan:
+def _unmeasured_plan(plans: Sequence[Plan], wishes: Wishes) -> Plan:
     """Token ids where they are allowed, else the codec for a thin link that costs little."""
     preferred = [ContextCodec.TOKENS, ContextCodec.INT8, *ContextCodec]
-    shape = min(
-        (shape for shape in shapes if not shape.plan.burst),
-        key=lambda shape: (
-            shape.plan.verified,
-            (wishes.aim is Aim.COST) and shape.plan.codec is ContextCodec.TOKENS,
-            preferred.index(shape.plan.codec),
-            shape.plan.threshold,
-            shape.plan.lookahead,
+    plan = min(
+        (plan for plan in plans if not plan.burst),
+        key=lambda plan: (
+            plan.verified,
+            (wishes.aim is Aim.COST) and plan.codec is ContextCodec.TOKENS,
+            preferred.index(plan.codec),
+            plan.threshold,
+            plan.lookahead,
         ),
     )
-    return shape.at(_UNMEASURED_WINDOW[wishes.aim])
+    return replace(plan, window=_UNMEASURED_WINDOW[wishes.aim])
 
 
-def _windows(model: CostModel, shape: _Shape, wishes: Wishes) -> Iterable[int]:
-    if shape.plan.plain:
+def _windows(plan: Plan, wishes: Wishes) -> Sequence[int]:
+    """Those to be tried with a plan."""
+    if plan.plain:
         return (_ANY_WINDOW,)
-    used = model.window(shape.plan)
     if wishes.aim is Aim.QUALITY:
-        return (min(MOST_WINDOW, max(_UNMEASURED_WINDOW[Aim.QUALITY], 2 * used)),)
+        return (_USED,)
+    few = tuple(range(_MOST_COST_WINDOW + 1))
     if wishes.cloud_token_price is not None:
-        return sorted({0, *range(1, _MOST_COST_WINDOW + 1), used})
-    return range(_MOST_COST_WINDOW + 1) if wishes.aim is Aim.COST else (used,)
+        return (*few, _USED)
+    return few if wishes.aim is Aim.COST else (_USED,)
 
 
 def _price(wishes: Wishes) -> float:
@@ -319,40 +353,29 @@ def _price(wishes: Wishes) -> float:
     return COST_PRICE if wishes.aim is Aim.COST else 0.0
 
 
-def _scored(
-    model: CostModel, plans: Sequence[Plan], kept: Plan | None, price: float
-) -> list[_Scored]:
-    """``plans``, and behind them ``kept`` where it is none of them.
-
-    The score is seconds per token, and the price of what the cloud does beyond the least of all.
-    """
-    compared = plans
-    if kept is not None and all(plan is not kept for plan in plans):
-        compared = [*plans, kept]
-    if not price:
-        return [
-            _Scored(plan, seconds, 0.0, seconds)
-            for plan, seconds in zip(compared, map(model.seconds, compared), strict=True)
-        ]
-    work = [model.cloud_tokens(plan) for plan in compared]
-    least = min(work)
-    return [
-        _Scored(plan, seconds, tokens, seconds + price * (tokens - least))
-        for plan, seconds, tokens in zip(compared, map(model.seconds, compared), work, strict=True)
-    ]
+def _scored(forecast: Forecast, candidates: _Candidates, wishes: Wishes, price: float) -> _Scored:
+    """The score is seconds per token, and the price of what the cloud does beyond the least of
+    all."""
+    used = forecast.windows()
+    if wishes.aim is Aim.QUALITY:
+        used = np.clip(2 * used, _UNMEASURED_WINDOW[Aim.QUALITY], MOST_WINDOW)
+    windows = candidates.windows(used)
+    score = seconds = forecast.seconds(windows)
+    work = np.zeros_like(seconds)
+    if price:
+        work = forecast.cloud_tokens(windows)
+        score = seconds + price * (work - work.min())
+    return _Scored(candidates, windows, seconds, work, score)
 
 
-def _best(model: CostModel, scored: Sequence[_Scored]) -> _Scored:
-    """The least score; among ties what agrees best, then what travels most exactly."""
-    limit = min(each.score for each in scored) * (1.0 + TIE)
-    return max(
-        (each for each in scored if each.score <= limit),
-        key=lambda each: (
-            model.agreement(each.plan),
-            _FROM_LOSSY_TO_EXACT.index(each.plan.codec),
-            -each.score,
-        ),
-    )
+def _best(forecast: Forecast, scored: _Scored) -> int:
+    """The row of the least score; among ties of what agrees best, then travels most exactly."""
+    proposed = scored.score[: scored.candidates.count]
+    (ties,) = np.nonzero(proposed <= proposed.min() * (1.0 + TIE))
+    if len(ties) == 1:
+        return int(ties[0])
+    agreement, exactness = forecast.agreement(), scored.candidates.exactness
+    return int(max(ties, key=lambda row: (agreement[row], exactness[row], -proposed[row])))
 
 
 def _cost_model(
@@ -360,7 +383,6 @@ def _cost_model(
     points: Sequence[OperatingPoint],
     layers: int,
     cut: int,
-    hidden_size: int,
     previous: Plan | None,
     prompt_tokens: int,
     answer_tokens: int,
@@ -377,8 +399,8 @@ def _cost_model(
     guess = _GUESS_PRIOR
     if measured is not None:
         guess = (measured * count + _GUESS_PRIOR * prior) / (count + prior)
-    table = points or (_ASSUMED_POINT,)
-    reference = nearest_point(table, previous.threshold if previous else DEFAULT_THRESHOLD)
+    threshold = previous.threshold if previous else DEFAULT_THRESHOLD
+    reference = nearest_point(points or (_ASSUMED_POINT,), threshold)
     return CostModel(
         rtt=rtt,
         edge=edge,
@@ -388,9 +410,7 @@ def _cost_model(
         guess_agreement=guess,
         unsure=_times_unsure(conditions, reference),
         reference=reference,
-        points=table,
         hidden_layer_share=(layers - cut) / layers,
-        hidden_size=hidden_size,
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
         edge_prefill=conditions.edge_prefill_seconds or 0.0,
@@ -407,21 +427,24 @@ def _times_unsure(conditions: Conditions, reference: OperatingPoint) -> float:
     return here / reference.escalation_rate
 
 
-def _compared(chosen: _Scored, best: _Scored, scored: Sequence[_Scored], price: float) -> str:
-    def figures(each: _Scored) -> str:
-        work = f" and {each.cloud_tokens:.2f} cloud tokens" if price else ""
-        return _ms(each.seconds) + work
+def _compared(chosen: int, best: int, scored: _Scored, price: float) -> str:
+    """What was chosen, and why not another."""
+
+    def figures(row: int) -> str:
+        work = f" and {scored.cloud_tokens[row]:.2f} cloud tokens" if price else ""
+        return _ms(scored.seconds[row]) + work
 
     words = [f"{figures(chosen)} a token"]
-    if chosen != best:
-        gain = 1.0 - best.score / chosen.score
-        words.append(f"kept: {best.plan} would gain {max(0.0, gain):.0%}")
-    named = {chosen.plan.kind, best.plan.kind}
-    others = [other for other in scored if other.plan.kind not in named]
+    plan, rival = scored.plan(chosen), scored.plan(best)
+    if plan != rival:
+        gain = 1.0 - scored.score[best] / scored.score[chosen]
+        words.append(f"kept: {rival} would gain {max(0.0, gain):.0%}")
+    kinds = [scored.plan(row).kind for row in range(len(scored.windows))]
+    others = [row for row, kind in enumerate(kinds) if kind not in {plan.kind, rival.kind}]
     if others:
-        other = min(others, key=lambda other: other.score)
-        words.append(f"next best {other.plan.kind} {figures(other)}")
-    return "; ".join(words)
+        other = min(others, key=lambda row: scored.score[row])
+        words.append(f"next best {kinds[other]} {figures(other)}")
+    return f"{plan} ({'; '.join(words)})"
 
 
 def _measured(conditions: Conditions) -> str:

@@ -31,15 +31,20 @@ and for a prompt of ``p`` tokens ``p (u + f) / N`` on top (plain: ``p u / N``, s
 in nothing).  A burst of k tokens after each correction takes (L s + R + c + k g) / (L + k + 1) with
 L = 1/r - 1, which is monotone in k: only none and unlimited can be best.  ``docs/controller.md``
 explains the terms and what each aim does with them.
+
+All plans that may be chosen are scored together: what follows is arrays with an entry for each row
+of a :class:`PlanTable`.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from edge.context_source import ContextCodec
 from edge.plan import Plan
@@ -56,30 +61,19 @@ BYTES_PER_ELEMENT = {
     ContextCodec.INT4: 0.56,
 }
 
-
-class _Way(NamedTuple):
-    """What asking takes with one codec: ``u``, ``R + c``, ``s``, and the share of layers run."""
-
-    upload: float
-    wait: float
-    pace: float
-    layer_share: float
-
-
-class _Drafts(NamedTuple):
-    """What becomes of drafts at one threshold, verified or not: ``q``, ``r`` and ``d``."""
-
-    asked: float
-    wrong: float
-    accepted_wrong: float
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """The formulas of this module.  ``reference`` is where ``guess_agreement`` was measured, and
-    ``unsure``: how many times as many tokens are unsure here as the table says.
+    """What was measured, and what is asked for.
 
-    What a codec and a threshold bring is worked out once for all plans that share it."""
+    Attributes:
+        guess_agreement: share of right guesses, measured at ``reference``.
+        unsure: how many times as many tokens are unsure here as the operating points say.
+    """
 
     rtt: float
     edge: float
@@ -89,146 +83,169 @@ class CostModel:
     guess_agreement: float
     unsure: float
     reference: OperatingPoint
-    points: Sequence[OperatingPoint]
     hidden_layer_share: float
-    hidden_size: int
     prompt_tokens: int
     answer_tokens: int
     edge_prefill: float = 0.0
     shared_cores: bool = False
-    _ways: dict[ContextCodec, _Way] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _made: dict[tuple[float, bool], _Drafts] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
-    def seconds(self, plan: Plan) -> float:
-        """Predicted seconds per token of an answer."""
-        way, tokens = self._way(plan.codec), self.answer_tokens
-        prompt = self.prompt_tokens * way.upload / tokens
-        if plan.plain:
-            return prompt + self.cloud_token + way.wait / tokens
-        prompt += self.prompt_tokens * self.edge_prefill / tokens
-        if plan.lookahead:
-            return prompt + self._ahead(plan, way)
-        drafts = self._drafts(plan)
-        asked, wrong = drafts.asked, drafts.wrong
-        if not plan.window:
-            step, correction = way.pace + (asked - wrong) * way.wait, way.wait
+
+class PlanTable:
+    """Of each plan all but its window, in columns.
+
+    Attributes:
+        threshold, escalation_rate, agreement: those of the operating point nearest to the plan's
+            threshold.
+        size: bytes of a token's context with its framing.
+        token_ids, verified, burst, ahead, plain: whether it has such.
+    """
+
+    def __init__(
+        self, plans: Sequence[Plan], points: Sequence[OperatingPoint], hidden_size: int
+    ) -> None:
+        near = [nearest_point(points, plan.threshold) for plan in plans]
+        self.threshold: Floats = np.array([point.threshold for point in near])
+        self.escalation_rate: Floats = np.array([point.escalation_rate for point in near])
+        self.agreement: Floats = np.array([point.agreement for point in near])
+        self.size: Floats = np.array([_context_bytes(p.codec, hidden_size) for p in plans])
+        self.token_ids: Flags = np.array([plan.codec is ContextCodec.TOKENS for plan in plans])
+        self.verified: Flags = np.array([plan.verified for plan in plans])
+        self.burst: Flags = np.array([plan.burst > 0 for plan in plans])
+        self.ahead: Flags = np.array([bool(plan.lookahead) for plan in plans])
+        self.plain: Flags = np.array([plan.plain for plan in plans])
+
+
+def _context_bytes(codec: ContextCodec, hidden_size: int) -> float:
+    if codec is ContextCodec.TOKENS:
+        return float(_TOKEN_ID_BYTES + _FRAMING_BYTES)
+    return BYTES_PER_ELEMENT[codec] * hidden_size + _FRAMING_BYTES
+
+
+class _Way(NamedTuple):
+    """What asking takes: ``u``, ``R + c``, ``s``, and the share of layers that the cloud runs."""
+
+    upload: Floats
+    wait: Floats
+    pace: Floats
+    layer_share: Floats
+
+
+class _Drafts(NamedTuple):
+    """What becomes of drafts: ``q``, ``r`` and ``d``."""
+
+    asked: Floats
+    wrong: Floats
+    accepted_wrong: Floats
+
+
+class Forecast:
+    """What ``model`` says of the plans in ``table``."""
+
+    def __init__(self, model: CostModel, table: PlanTable) -> None:
+        self._model, self._table = model, table
+        self._way = _way(model, table)
+        self._drafts = _drafts(model, table)
+        self._drafted, self._corrected = _until_correction(self._drafts.wrong, model.answer_tokens)
+
+    def windows(self) -> Ints:
+        """Questions that are asked while one is out: more would not be used."""
+        behind = self._way.wait * self._drafts.asked / self._way.pace
+        return np.clip(np.ceil(behind), 1, MOST_WINDOW).astype(np.int64)
+
+    def seconds(self, windows: Ints) -> Floats:
+        """Predicted seconds per token of an answer, with these windows."""
+        model, table, way, (asked, wrong, _) = self._model, self._table, self._way, self._drafts
+        tokens = model.answer_tokens
+        stall = _stall(asked, wrong, way.wait, way.pace, windows)
+        if model.shared_cores:
+            work = model.cloud_pass * self._while_drafting(windows)
+            step = way.pace + np.maximum(work, stall)
+            correction = np.full_like(step, model.rtt + model.edge / 2)
         else:
-            stall = _stall(asked, wrong, way.wait, way.pace, plan.window)
-            step, correction = way.pace + stall, way.wait + self.edge / 2
-            if self.shared_cores:
-                work = self.cloud_pass * _while_drafting(plan, way, drafts)
-                step, correction = way.pace + max(work, stall), self.rtt + self.edge / 2
-        if not plan.burst:
-            return prompt + step + wrong * correction
-        drafted, corrected = self._until_correction(wrong)
-        alone = tokens - drafted
-        total = drafted * step + corrected * correction + alone * self.cloud_token
-        return prompt + total / tokens
+            step, correction = way.pace + stall, way.wait + model.edge / 2
+        blocking = windows == 0
+        step = np.where(blocking, way.pace + (asked - wrong) * way.wait, step)
+        correction = np.where(blocking, way.wait, correction)
+        alone = tokens - self._drafted
+        bursting = self._drafted * step + self._corrected * correction + alone * model.cloud_token
+        overruled = 1.0 - self.agreement()
+        ahead = way.pace + model.cloud_token + overruled * way.wait
+        drafting = np.where(table.burst, bursting / tokens, step + wrong * correction)
+        drafting = np.where(table.ahead, ahead, drafting)
+        prompt = model.prompt_tokens * way.upload / tokens
+        taken_in = model.prompt_tokens * model.edge_prefill / tokens
+        plain = model.cloud_token + way.wait / tokens
+        return prompt + np.where(table.plain, plain, taken_in + drafting)
 
-    def cloud_tokens(self, plan: Plan) -> float:
+    def cloud_tokens(self, windows: Ints) -> Floats:
         """Tokens that the cloud decides, in vain or not, per token of an answer; one decided from
         hidden states counts as the share of layers that the cloud runs."""
-        if plan.lookahead or plan.plain:
-            return 1.0
-        drafts = self._drafts(plan)
-        drafting = _while_drafting(plan, self._way(plan.codec), drafts)
-        if not plan.burst:
-            return drafting
-        drafted, _ = self._until_correction(drafts.wrong)
-        return (drafted * drafting + self.answer_tokens - drafted) / self.answer_tokens
+        table, tokens = self._table, self._model.answer_tokens
+        drafting = self._while_drafting(windows)
+        bursting = (self._drafted * drafting + tokens - self._drafted) / tokens
+        asking = np.where(table.burst, bursting, drafting)
+        return np.where(table.ahead | table.plain, 1.0, asking)
 
-    def agreement(self, plan: Plan) -> float:
+    def agreement(self) -> Floats:
         """Expected share of tokens that equal the full model's (a lossy codec left out)."""
-        if plan.verified or plan.plain:
-            return 1.0
-        drafts = self._drafts(plan)
-        accepted_wrong = drafts.accepted_wrong
-        if plan.burst:
-            drafted, _ = self._until_correction(drafts.wrong)
-            accepted_wrong *= drafted / self.answer_tokens
-        return 1.0 - accepted_wrong
+        by_edge = np.where(self._table.burst, self._drafted / self._model.answer_tokens, 1.0)
+        return np.where(self._table.plain, 1.0, 1.0 - self._drafts.accepted_wrong * by_edge)
 
-    def window(self, plan: Plan) -> int:
-        """Questions that are asked while one is out: more would not be used."""
-        way = self._way(plan.codec)
-        behind = way.wait * self._drafts(plan).asked / way.pace
-        return max(1, min(MOST_WINDOW, math.ceil(behind)))
-
-    def _way(self, codec: ContextCodec) -> _Way:
-        way = self._ways.get(codec)
-        if way is None:
-            way = self._ways[codec] = self._find_way(codec)
-        return way
-
-    def _find_way(self, codec: ContextCodec) -> _Way:
-        if codec is ContextCodec.TOKENS:
-            size, layer_share = float(_TOKEN_ID_BYTES), 1.0
-        else:
-            size = BYTES_PER_ELEMENT[codec] * self.hidden_size
-            layer_share = self.hidden_layer_share
-        upload = (size + _FRAMING_BYTES) / self.bytes_per_second
-        wait = self.rtt + self.cloud_pass * layer_share
-        return _Way(upload, wait, max(self.edge, upload, 1e-6), layer_share)
-
-    def _drafts(self, plan: Plan) -> _Drafts:
-        key = plan.threshold, plan.verified
-        drafts = self._made.get(key)
-        if drafts is None:
-            drafts = self._made[key] = self._find_drafts(*key)
-        return drafts
-
-    def _find_drafts(self, threshold: float, verified: bool) -> _Drafts:
-        """``r`` goes by what accepting more or less than at the reference adds to the agreement,
-        held against what the reference's share of right guesses would give: guesses are better
-        where more tokens count as unsure."""
-        point, there = nearest_point(self.points, threshold), self.reference
-        unsure, accepted_wrong = self._unsure(point), 1.0 - point.agreement
-        by_share = unsure * (1.0 - self.guess_agreement)
-        at_reference = self._unsure(there) * (1.0 - self.guess_agreement)
-        by_agreement = at_reference + point.agreement - there.agreement
-        pick = max if point.threshold < there.threshold else min
-        unsure_wrong = min(unsure, max(0.0, pick(by_share, by_agreement)))
-        if verified:
-            return _Drafts(1.0, min(1.0, unsure_wrong + accepted_wrong), 0.0)
-        return _Drafts(unsure, unsure_wrong, accepted_wrong)
-
-    def _unsure(self, point: OperatingPoint) -> float:
-        return min(1.0, point.escalation_rate * self.unsure)
-
-    def _ahead(self, plan: Plan, way: _Way) -> float:
-        overruled = 1.0 - self.agreement(plan)
-        return way.pace + self.cloud_token + overruled * way.wait
-
-    def _until_correction(self, wrong: float) -> tuple[float, float]:
-        """Tokens drafted up to and with the first correction, and the chance that there is one."""
-        if wrong <= 0.0:
-            return float(self.answer_tokens), 0.0
-        if wrong >= 1.0:
-            return 1.0, 1.0
-        corrected = -math.expm1(self.answer_tokens * math.log1p(-wrong))
-        return corrected / wrong, corrected
+    def _while_drafting(self, windows: Ints) -> Floats:
+        """Tokens that the cloud decides for each that the edge drafts, counted so."""
+        way, (asked, wrong, _) = self._way, self._drafts
+        behind = way.wait * asked / way.pace  # asked while a wrong one is out
+        in_vain = np.minimum(np.maximum(0, windows - 1), behind)
+        return way.layer_share * (asked + wrong * in_vain)
 
 
-def _while_drafting(plan: Plan, way: _Way, drafts: _Drafts) -> float:
-    """Tokens that the cloud decides for each that the edge drafts, counted so."""
-    behind = way.wait * drafts.asked / way.pace  # asked while a wrong one is out
-    in_vain = min(max(0, plan.window - 1), behind)
-    return way.layer_share * (drafts.asked + drafts.wrong * in_vain)
+def _way(model: CostModel, table: PlanTable) -> _Way:
+    layer_share = np.where(table.token_ids, 1.0, model.hidden_layer_share)
+    upload = table.size / model.bytes_per_second
+    wait = model.rtt + model.cloud_pass * layer_share
+    pace = np.maximum(upload, max(model.edge, 1e-6))
+    return _Way(upload, wait, pace, layer_share)
 
 
-def _stall(asked: float, wrong: float, wait: float, pace: float, window: int) -> float:
-    """Per token, waiting for an answer that is right because the window is full."""
-    if asked <= 0.0 or wrong >= asked:
-        return 0.0
-    each = max(0.0, wait - window * pace / asked)
-    if wrong <= 0.0:
-        return asked / window * each
-    filled = window * math.log1p(-wrong / asked)  # log z
-    return wrong * math.exp(filled) / -math.expm1(filled) * each
+def _drafts(model: CostModel, table: PlanTable) -> _Drafts:
+    """``r`` goes by what accepting more or less than at the reference adds to the agreement, held
+    against what the reference's share of right guesses would give: guesses are better where more
+    tokens count as unsure."""
+    there, wrong_guesses = model.reference, 1.0 - model.guess_agreement
+    unsure = np.minimum(1.0, table.escalation_rate * model.unsure)
+    accepted_wrong = 1.0 - table.agreement
+    by_share = unsure * wrong_guesses
+    at_reference = min(1.0, there.escalation_rate * model.unsure) * wrong_guesses
+    by_agreement = at_reference + table.agreement - there.agreement
+    picked = np.where(
+        table.threshold < there.threshold,
+        np.maximum(by_share, by_agreement),
+        np.minimum(by_share, by_agreement),
+    )
+    unsure_wrong = np.minimum(unsure, np.maximum(0.0, picked))
+    checked = np.minimum(1.0, unsure_wrong + accepted_wrong)
+    return _Drafts(
+        np.where(table.verified, 1.0, unsure),
+        np.where(table.verified, checked, unsure_wrong),
+        np.where(table.verified, 0.0, accepted_wrong),
+    )
+
+
+def _until_correction(wrong: Floats, tokens: int) -> tuple[Floats, Floats]:
+    """Tokens drafted up to and with the first correction, and the chance that there is one."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        corrected = -np.expm1(tokens * np.log1p(-wrong))
+        return np.where(wrong > 0.0, corrected / wrong, tokens), corrected
+
+
+def _stall(asked: Floats, wrong: Floats, wait: Floats, pace: Floats, windows: Ints) -> Floats:
+    """Per token, waiting for an answer that is right because the window is full; says nothing of a
+    window of 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        each = np.maximum(0.0, wait - windows * pace / asked)
+        filled = windows * np.log1p(-wrong / asked)  # log z
+        runs = np.where(wrong > 0.0, wrong * np.exp(filled) / -np.expm1(filled), asked / windows)
+        return np.where((asked > 0.0) & (wrong < asked), runs * each, 0.0)
 
 
 def nearest_point(points: Sequence[OperatingPoint], threshold: float) -> OperatingPoint:

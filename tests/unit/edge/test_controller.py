@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from edge.context_source import ContextCodec
 from edge.controller import COST_PRICE, TIE, Aim, Choice, Wishes, choose
-from edge.cost_model import MOST_WINDOW, CostModel
+from edge.cost_model import MOST_WINDOW
 from edge.exit_policy import DEFAULT_THRESHOLD
 from edge.link_monitor import Conditions
 from edge.plan import BURST_UNLIMITED, MOST_LOOKAHEAD, Plan
 from shared.errors import ConfigurationError
 from shared.model_bundle import OperatingPoint
+from tests.cost_harness import OnePlanModel
 
 LAYERS, CUT, HIDDEN = 30, 16, 576
 TOKENS, FP16, INT8, INT4 = (
@@ -66,7 +67,7 @@ def pick(
 
 
 # round figures: half of the tokens are asked for, a fourth is guessed wrong
-MODEL = CostModel(
+MODEL = OnePlanModel(
     rtt=0.05,
     edge=0.01,
     cloud_pass=0.03,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edge.context_source import ContextCodec
-from edge.cost_model import CostModel
 from edge.plan import Plan
 from shared.model_bundle import OperatingPoint
 from simulator.fleet.recordings import RecordedAnswer, Recording
 from simulator.fleet.simulation import FleetRun, run_fleet
+from tests.cost_harness import OnePlanModel
 from tests.fleet_harness import CLOUD, DEVICE, invented_recording, make_config
 
 PROMPT = 20
@@ -145,7 +145,7 @@ def test_blocking_is_what_the_cost_model_predicts(tmp_path: Path, rtt_ms: float)
     question = pass_seconds(every) + AROUND
     share = made.model.deep_share
     point = OperatingPoint(threshold=0.8, agreement=1.0, escalation_rate=1 / every)
-    model = CostModel(
+    model = OnePlanModel(
         rtt=rtt_ms / 1e3,
         edge=own,
         cloud_pass=question / share,
