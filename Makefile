@@ -13,13 +13,14 @@ TEST_JOBS ?= 3
 PARALLEL := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 FUZZ_CASES ?= 200000
 
-.PHONY: help demo test test-slow test-docker fuzz quick lint format bundle test-bundle protos clean
+.PHONY: help demo test test-slow test-docker test-ray fuzz quick lint format bundle test-bundle protos clean
 
 help:
 	@echo "make demo        install, prepare the model, run a cloud and an edge, talk to them"
 	@echo "make test        install, then ruff, mypy and every test, $(TEST_JOBS) at once; TEST_JOBS=n"
 	@echo "make test-slow   the proofs that take minutes: all prompts, all positions"
 	@echo "make test-docker the compose stack on a Docker engine, as root on Linux"
+	@echo "make test-ray    the cloud as a Ray Serve application; installs Ray into $(VENV)"
 	@echo "make fuzz        $(FUZZ_CASES) cases against parsers, codec and a cloud; FUZZ_CASES=n"
 	@echo "make quick       the tests that need no model"
 	@echo "make lint        ruff and mypy alone;  make format  ruff's formatter"
@@ -39,6 +40,9 @@ test-slow: $(VENV)/.installed-dev test-bundle
 
 test-docker: $(VENV)/.installed-dev
 	@TANDEM_DOCKER_TESTS=1 $(BIN)/python -m pytest -m docker $(PYTEST_ARGS) tests/docker
+
+test-ray: $(VENV)/.installed-ray
+	@$(BIN)/python -m pytest -m ray $(PYTEST_ARGS) tests/integration/test_ray.py
 
 # A failure names its round: make fuzz TANDEM_FUZZ_SEED=n begins with it.
 fuzz: $(VENV)/.installed-dev
@@ -98,6 +102,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "== packages for development"
 	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.installed-run
+
+$(VENV)/.installed-ray: pyproject.toml constraints.txt $(VENV)/.installed-dev
+	@echo "== Ray"
+	@PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

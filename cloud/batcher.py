@@ -33,6 +33,7 @@ from shared.sampling import Choice, Sampling, choose_token
 # of a pass's time, to wait for the sessions in it that go on: a pass over a few rows costs as much
 # as over one, and without a pause those would always be a pass behind the others
 _PAUSE = 0.1
+_LONGEST_PAUSE = 1.0  # of a pass in whose middle the machine was suspended
 
 _LOG = logging.getLogger("tandem.cloud")
 
@@ -223,7 +224,8 @@ class Batcher:
                 self._settle(waiting, rows, result)
             going_on = sum(w.work.continues and w.outcome.done() for w, _ in batch)
             if going_on:
-                await self._pause(going_on, _PAUSE * (self._clock() - began))
+                took = self._clock() - began
+                await self._pause(going_on, min(_PAUSE * took, _LONGEST_PAUSE))
 
     async def _pause(self, going_on: int, seconds: float) -> None:
         """Wait for so many pieces of work to join the queue, so many seconds at most."""

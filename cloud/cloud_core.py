@@ -28,6 +28,7 @@ from cloud.row_decoder import RowDecoder
 from cloud.settings import CloudSettings
 from cloud.watched_file import WatchedFile
 from shared.clock import Clock, monotonic
+from shared.cpu_quota import cpu_quota
 from shared.errors import ConfigurationError
 from shared.logs import about
 from shared.model_bundle import ModelBundle
@@ -77,7 +78,7 @@ class CloudCore:
                 Batcher(
                     model,
                     max_rows=settings.pass_rows,
-                    threads=settings.threads,
+                    threads=settings.threads or _threads_within(cpu_quota()),
                     metrics=self.metrics,
                     clock=clock,
                 )
@@ -173,6 +174,14 @@ def _limits(settings: CloudSettings) -> StoreLimits:
         max_sessions=settings.max_sessions,
         idle_seconds=settings.session_ttl,
     )
+
+
+def _threads_within(quota: float | None) -> int | None:
+    """As many as a container's limit has cores for, where torch, which counts the machine's, would
+    take more; ``None`` leaves it to torch."""
+    if quota is None or quota >= torch.get_num_threads():
+        return None
+    return max(1, int(quota))
 
 
 def _load_model(bundle: ModelBundle, settings: CloudSettings) -> DeepModel:

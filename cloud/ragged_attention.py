@@ -10,6 +10,7 @@ It runs on one core: on machines of two, to wake another thread took longer than
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -28,6 +29,8 @@ from shared.model_bundle import Architecture
 
 # more rows than this of a session are left to PyTorch, whose matrix products win in the end
 FEW_ROWS = 8
+
+_LOG = logging.getLogger("tandem.cloud")
 
 _CHUNK = np.dtype(
     [
@@ -57,7 +60,10 @@ class RaggedAttention:
         nothing = self.chunks([]), 0, turned, rows, rows[:, : arch.heads].contiguous()
         try:
             self(*nothing)
-        except OSError:  # it could not be kept: a full disk, say
+        # it could not be kept, or what was kept is no use: a full disk, a file that a power cut
+        # left half written; numba lets through whatever reading one raises
+        except Exception as error:
+            _LOG.warning("attention is compiled anew: what was kept is no use (%r)", error)
             self._kernel = _compiled(group, arch.head_size, kept=False)
             self(*nothing)
 

@@ -259,7 +259,9 @@ class SessionEngine:
         """Decide together, answer one by one; nothing behind a correction is answered."""
         session = self._session
         positions = sorted({question.position for question in questions})
-        await self._decide([p for p in positions if p not in session.decisions])
+        await self._decide(
+            [p for p in positions if p not in session.decisions], continues=self._bursting
+        )
         for question in questions:
             choice = session.decisions[question.position]
             corrected = question.corrected_by(choice)
@@ -280,7 +282,7 @@ class SessionEngine:
         """Go on from the answer to ``question``; what the edge had not heard of gives way."""
         session, position = self._session, question.position
         self._store.truncate(session, session.confirmed)
-        for _ in range(question.burst):
+        for left in reversed(range(question.burst)):
             if self._interrupted or choice.token_id in self._stop_tokens:
                 return
             if position == self._arch.max_positions:
@@ -289,7 +291,7 @@ class SessionEngine:
                 return
             position, asked = position + 1, self._clock()
             if position not in session.decisions:
-                await self._decide([position])
+                await self._decide([position], continues=left > 0)
             choice = session.decisions[position]
             self._rate.add_burst_token()
             self._usage.burst_tokens.inc()
@@ -338,7 +340,9 @@ class SessionEngine:
         except NoRoomError:
             self._short_of_room = True
 
-    async def _decide(self, positions: Sequence[int], *, urgent: bool = True) -> None:
+    async def _decide(
+        self, positions: Sequence[int], *, urgent: bool = True, continues: bool = False
+    ) -> None:
         """Decide rising ``positions``, in pieces of what fits into a pass."""
         session = self._session
         if not positions:
@@ -351,13 +355,16 @@ class SessionEngine:
         while True:
             stop = min(positions[-1], session.computed + self._batcher.max_rows)
             asked = tuple(p for p in positions if session.computed <= p <= stop)
-            await self._compute(stop, asked, urgent=urgent)
+            await self._compute(stop, asked, urgent=urgent, continues=continues)
             positions = [p for p in positions if p > stop]
             if not positions:
                 return
 
-    async def _compute(self, stop: int, decide: tuple[int, ...], *, urgent: bool) -> None:
-        """One piece of work: context from what is computed to ``stop``, deciding ``decide``."""
+    async def _compute(
+        self, stop: int, decide: tuple[int, ...], *, urgent: bool, continues: bool = False
+    ) -> None:
+        """One piece of work: context from what is computed to ``stop``, deciding ``decide``;
+        ``continues`` where a burst goes on behind it."""
         session = self._session
         if urgent:
             cache = await self._take_room(lambda: self._store.cache_for(session, stop))
@@ -374,7 +381,7 @@ class SessionEngine:
             session.sampling,
             urgent or bool(self._pending),
             session.key.tenant,
-            continues=self._bursting,
+            continues=continues,
         )
         self._catching_up = None if urgent else work
         try:

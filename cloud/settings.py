@@ -50,7 +50,9 @@ class CloudSettings(BaseModel):
     dtype: Literal["float32", "bfloat16", "float16"] = setting(
         "float32", _MODEL, "Arithmetic of the model."
     )
-    threads: int | None = setting(None, _MODEL, "Threads of the model; else torch's choice.", ge=1)
+    threads: int | None = setting(
+        None, _MODEL, "Threads of the model; else torch's, within a container's limit.", ge=1
+    )
     pass_rows: int = setting(
         128, _MODEL, "New positions in a pass at most: more for a GPU, fewer to wait less.", ge=1
     )

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 
 from edge.doctor import Finding, fail, ok, warn
+from shared.cpu_quota import cpu_quota
 
 MIB = 1 << 20
 _CPUINFO = Path("/proc/cpuinfo")
@@ -93,20 +94,12 @@ def judge_cores(usable: int, physical: int, quota: float | None, threads: int | 
     return ok(name, detail)
 
 
-def cpu_quota(cpu_max: str) -> float | None:
-    """Cores that ``cpu.max`` of a control group allows; ``None`` is no limit."""
-    limit, _, period = cpu_max.strip().partition(" ")
-    return None if limit == "max" or not period else int(limit) / int(period)
-
-
 def check_cores(threads: int | None) -> Finding:
     """Of this machine, for ``--threads``."""
     from edge.exit_model import physical_cores  # noqa: PLC0415  (loads ONNX Runtime)
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = Path("/sys/fs/cgroup/cpu.max")
-    quota = cpu_quota(limit.read_text()) if limit.exists() else None
-    return judge_cores(usable or 1, physical_cores(), quota, threads)
+    return judge_cores(usable or 1, physical_cores(), cpu_quota(), threads)
 
 
 def available_memory(meminfo: str, limit: str, used: str) -> int | None:

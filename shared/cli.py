@@ -31,7 +31,7 @@ _EXTRAS = {
         "tokenizers",
         "uvicorn",
     ),
-    "cloud": ("grpc", "grpc_health", "grpc_reflection", "prometheus_client", "torch"),
+    "cloud": ("grpc", "grpc_health", "grpc_reflection", "numba", "prometheus_client", "torch"),
     "ray": ("ray",),
     "prepare": ("gguf", "matplotlib", "onnx", "scipy"),
     "simulator": ("simpy",),

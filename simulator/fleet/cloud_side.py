@@ -1,8 +1,8 @@
 """What a session's engine does in its replica, as :mod:`cloud.session_engine` does it.
 
 Questions that wait together are decided in one piece of work, and behind a correction nothing is
-answered until the edge has heard of it.  While nobody asks, the cloud decodes ahead as far as the
-edge wishes.
+answered until the edge has heard of it.  While nobody asks, the cloud runs context that is there
+ahead of its question, in pieces, and decodes ahead as far as the edge wishes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
+from cloud.session_engine import CATCH_UP_FROM, CATCH_UP_ROWS
 from simulator.fleet.question import Question
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ class Doing(IntEnum):
     ANSWER = 1
     BURST = 2
     AHEAD = 3
+    CATCH_UP = 4
 
 
 # an enumeration's members are slow to look up
-_NOTHING, _ANSWER, _BURST, _AHEAD = Doing
+_NOTHING, _ANSWER, _BURST, _AHEAD, _CATCH_UP = Doing
 
 
 class Listener(Protocol):
@@ -62,13 +64,15 @@ class CloudSide:
         said_to: everything before it is decided.
         confirmed: how far the edge's own text is known here.
         steady: the edge needs to hear of a burst's last token only.
+        caught_up: the row before ``computed`` is the last that ran, and what it decides is known
+            without running it again.
         inbox: questions on their way, as they will arrive, where that is known beforehand.
         rows_left: of its present work; ``rows_now`` of them in the present pass.
     """
 
     __slots__ = (
-        "burst_left", "closed", "computed", "confirmed", "decisions", "doing", "edge", "end",
-        "epoch", "inbox", "line", "lookahead", "pending", "queued_at", "replica", "rows",
+        "burst_left", "caught_up", "closed", "computed", "confirmed", "decisions", "doing", "edge",
+        "end", "epoch", "inbox", "line", "lookahead", "pending", "queued_at", "replica", "rows",
         "rows_left", "rows_now", "said_to", "steady", "taken", "urgent", "void", "whole",
     )  # fmt: skip
 
@@ -77,7 +81,7 @@ class CloudSide:
     ) -> None:
         self.replica, self.edge, self.whole, self.end = replica, edge, whole, end
         self.steady = steady
-        self.closed = self.urgent = self.void = False
+        self.closed = self.urgent = self.void = self.caught_up = False
         self.epoch = self.computed = self.said_to = self.confirmed = self.line = 0
         self.burst_left = self.lookahead = self.decisions = 0
         self.rows = self.rows_left = self.rows_now = 0
@@ -128,10 +132,12 @@ class CloudSide:
         question.arrival = now = replica.env.now
         replica.receive(question.messages)
         self._note(question)
-        doing = self.doing
-        if doing is _NOTHING:
-            self._begin(now)
-        elif doing is _AHEAD and not self.urgent:
+        if self.doing is _NOTHING:
+            if question.guessed:
+                self._begin(now)
+            else:  # its context, a prompt, came in a message before it
+                self._idle(now)
+        elif not self.urgent:
             replica.hurry(self)
 
     def _note(self, question: Question) -> None:
@@ -146,14 +152,15 @@ class CloudSide:
         self.pending.append(question)
 
     def confirm(self, position: int) -> None:
-        """The edge's text is known up to a position; decoding ahead may go on."""
+        """The edge's text is known up to a position: context to run, or decoding ahead may go
+        on."""
         if self.closed:
             return
         self.replica.receive(1)
         if position > self.confirmed:
             self.confirmed = position
             if self.doing is _NOTHING:
-                self._look_ahead(self.replica.env.now)
+                self._idle(self.replica.env.now)
 
     def close(self) -> None:
         """The edge has what it wanted, or goes on without; what runs is for nothing."""
@@ -166,8 +173,20 @@ class CloudSide:
         self.line = question.line
         if question.cut < self.said_to:
             self.said_to = question.cut
-            self.void = self.doing is _AHEAD
+            self.void = self.doing is _AHEAD or self.doing is _CATCH_UP
         self.computed = min(self.computed, question.cut)
+
+    def _idle(self, now: float) -> None:
+        """Run what is there, answer what is asked, or decide what will be."""
+        behind = self.confirmed - self.computed
+        if behind >= CATCH_UP_FROM:
+            self.doing = _CATCH_UP
+            rows = behind if behind < CATCH_UP_ROWS else CATCH_UP_ROWS
+            self._queue(rows, 0, now, bool(self.pending))
+        elif self.pending:
+            self._begin(now)
+        else:
+            self._look_ahead(now)
 
     def _begin(self, now: float) -> None:
         """Answer what is decided already, and decide the rest together."""
@@ -181,9 +200,12 @@ class CloudSide:
         self.taken, self.pending = pending, []
         self.doing = _ANSWER
         rows = pending[-1].position - self.computed
-        self._queue(rows if rows > 0 else 1, len(pending), now, True)
+        if rows < 0 or not (rows or self.caught_up):
+            rows = 1  # the row before runs again
+        self._queue(rows, len(pending), now, True)
 
     def _queue(self, rows: int, decisions: int, now: float, urgent: bool) -> None:
+        self.caught_up = False
         self.rows = self.rows_left = rows
         self.decisions, self.urgent, self.queued_at = decisions, urgent, now
         self.replica.push(self)
@@ -197,14 +219,19 @@ class CloudSide:
             self._go_on_with_burst(now)
         elif doing is _ANSWER:
             self._reply(now)
-        elif not self.void:
+        elif self.void:
+            pass
+        elif doing is _CATCH_UP:
+            self.computed += self.rows
+            self.caught_up = True
+        else:
             self._said_ahead(now)
         self.void = False
         if self.doing is _NOTHING and not self.closed:
             if self.pending:
                 self._begin(now)
-            elif self.lookahead:
-                self._look_ahead(now)
+            elif self.lookahead or doing is _CATCH_UP:
+                self._idle(now)
 
     def _reply(self, now: float) -> None:
         """Answer one by one; nothing behind a correction is answered."""

@@ -91,8 +91,9 @@ def draft(edge: SimulatedEdge, resume: float) -> None:  # noqa: PLR0912, PLR0915
             continue
         text_position, rest = prompt + index, length - index - 1
         lookahead = worth.lookahead(every_token=False) if ahead is None else ahead
-        contexts = 1 if whole or index == 0 else position - begin
-        size = (text_position - edge.sent) * context_size + contexts * message_size
+        new = text_position - edge.sent
+        contexts = 1 if new and whole else new
+        size = new * context_size + contexts * message_size
         edge.sent = text_position
         confidence = track.confidence[index]
         question = Question(

@@ -2,8 +2,8 @@
 
 As :mod:`cloud.batcher` and :mod:`cloud.fair_queue` have it for one tenant: each pass takes what
 waits, oldest first, up to so many rows; short work and long work (prompts) get half of the rows
-each while there is both; work that nobody waits for (decoding ahead) goes where nothing is urgent,
-and one piece of it in every ninth pass that has urgent work.
+each while there is both; work that nobody waits for (context ahead of its question, decoding ahead)
+goes where nothing is urgent, and one piece of it in every ninth pass that has urgent work.
 
 While all that runs are bursts, pass follows pass with the same sessions in it.  Such a run of
 passes is one event, cut short at the end of the pass under way when something else arrives.
@@ -27,7 +27,7 @@ from simulator.fleet.profiles import CloudProfile, PassModel
 
 # of an edge's messages, the context behind a question's own was handled while nothing ran
 _AT_ONCE = 2
-_, _ANSWER, _BURST, _ = Doing
+_, _ANSWER, _BURST, _, _ = Doing
 
 
 class Replica:
@@ -100,7 +100,7 @@ class Replica:
         session.urgent = True
         if session in self._later:
             self._later.remove(session)
-            self._short.append(session)
+            (self._long if session.rows_left > BITE else self._short).append(session)
 
     def interrupt(self) -> None:
         """End a run of passes with the one under way."""
@@ -122,7 +122,7 @@ class Replica:
         waiting = max(0.0, self._loop_free - now)  # for messages that are not handled yet
         seconds = past_growth = 0.0
         rows = whole_rows = 0
-        alike = not self._short and not self._long
+        alike = not (self._short or self._long or self._later)
         for session in batch:
             count_rows = session.rows_now
             rows += count_rows
@@ -164,20 +164,17 @@ class Replica:
         later = self._later
         if not (short or self._long):
             self._passed_over = 0
-            while room and later:
-                session = later.popleft()
-                session.rows_now = 1
-                batch.append(session)
-                room -= 1
+            _fill(later, room, batch)
             return batch
         if later:
             self._passed_over += 1
             if self._passed_over > PATIENCE:
                 self._passed_over = 0
                 session = later.popleft()
-                session.rows_now = 1
+                rows = session.rows_left
+                session.rows_now = rows = rows if rows < self._half else self._half
                 batch.append(session)
-                room -= 1
+                room -= rows
         else:
             self._passed_over = 0
         if not self._long:
@@ -214,7 +211,10 @@ class Replica:
             else:
                 session.worked(now)
         for session in reversed(unfinished):
-            queue = self._long if session.rows_left > BITE else self._short
+            if not session.urgent:
+                queue = self._later
+            else:
+                queue = self._long if session.rows_left > BITE else self._short
             queue.appendleft(session)
         self.running = False
         self._late = 0  # what was sent meanwhile makes the next pass longer

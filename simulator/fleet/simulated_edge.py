@@ -33,9 +33,9 @@ class SimulatedEdge:
         "alone", "alone_tokens", "answer", "asked_at", "bytes_down", "bytes_up", "chosen_at",
         "confirmed", "context_size", "corrections", "cut", "discarded", "epoch", "first_answer",
         "first_at", "frontier", "group", "line", "lines", "monitor", "opened", "outstanding",
-        "plan", "position", "questions", "replica", "rtt", "said", "sent", "session", "streamed",
-        "streaming", "tail", "time", "track", "upload", "waiting_since", "watched", "work",
-        "worth", "worth_least", "wrong",
+        "plan", "position", "prefilled_at", "prompt_at", "prompt_bytes", "questions", "replica",
+        "rtt", "said", "sent", "session", "streamed", "streaming", "tail", "time", "track",
+        "upload", "waiting_since", "watched", "work", "worth", "worth_least", "wrong",
     )  # fmt: skip
 
     def __init__(self, group: Group, lines: Lines, replica: Replica) -> None:
@@ -59,6 +59,7 @@ class SimulatedEdge:
         self.position = self.sent = self.epoch = self.line = self.cut = self.wrong = 0
         self.questions = self.corrections = self.discarded = self.alone_tokens = 0
         self.bytes_up = self.bytes_down = self.work = self.frontier = 0.0
+        self.prefilled_at = self.prompt_at = self.prompt_bytes = 0.0
         self.tail: tuple[float, int] | None = None
         self.streaming = self.alone = False
         self.first_at = self.waiting_since = -1.0
@@ -102,7 +103,7 @@ class SimulatedEdge:
     def _take_in_prompt(self, now: float) -> None:
         seconds = self.track.prefill_seconds
         self.work += seconds
-        self.frontier = now + seconds
+        self.frontier = self.prefilled_at = now + seconds
         if self.monitor is not None:
             self.time = self.frontier
             self.monitor.edge_prefill(self.track.prompt, seconds + self.track.done[1])
@@ -151,7 +152,21 @@ class SimulatedEdge:
         elif self.plan.plain:
             self.let_the_cloud_speak(max(at, self.frontier))
         else:
+            self._send_prompt(at)
             draft(self, self.frontier)
+
+    def _send_prompt(self, at: float) -> None:
+        """What was taken in before the first token goes up before the first question."""
+        track, group = self.track, self.group
+        if self.sent >= track.prompt:
+            return
+        assert self.session is not None
+        self.prompt_at = max(at, self.prefilled_at)
+        size = (track.prompt - self.sent) * self.context_size + group.sizes.context_message
+        self.sent = track.prompt
+        self.prompt_bytes = size
+        self.bytes_up += size
+        self.lines.send_confirmation(self, self.session, track.prompt, self.prompt_at, size)
 
     # ---- the cloud's words ---------------------------------------------------------------------
 

@@ -45,9 +45,12 @@ def observe(edge: SimulatedEdge, asked: Question, at: float, waited: float, took
     monitor, group = edge.monitor, edge.group
     assert monitor is not None
     edge.time = at
-    if asked.size >= MIN_UPLOAD_BYTES:
+    size, since = asked.size, asked.start
+    if not asked.begin:  # the prompt went before it
+        size, since = size + edge.prompt_bytes, edge.prompt_at or since
+    if size >= MIN_UPLOAD_BYTES:
         rtt = monitor.rtt_seconds or 0.0
-        monitor.upload(round(asked.size), at - took - asked.start - rtt)
+        monitor.upload(round(size), at - took - since - rtt)
     if not edge.first_answer:
         assert edge.session is not None
         monitor.round_trip(waited - took)

@@ -113,11 +113,11 @@ class Tracks:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._made: dict[tuple[str, float, int], Track] = {}
+        self._made: dict[tuple[DeviceProfile, float, int], Track] = {}
 
     def get(self, device: DeviceProfile, threshold: float, answer: int) -> Track:
         """The track of answer number ``answer``."""
-        key = (device.name, threshold, answer)
+        key = (device, threshold, answer)
         track = self._made.get(key)
         if track is None:
             if len(device.segment_seconds) != self._recording.exits:

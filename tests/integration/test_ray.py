@@ -7,12 +7,7 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
-import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +15,21 @@ import grpc
 import grpc.aio
 import pytest
 
-from cloud.auth import add_token
 from edge.context_source import ContextCodec
-from edge.engine import EdgeEngine
 from edge.generation import Mode
-from edge.generation_run import Generation
 from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.errors import AuthenticationError, InvalidMessageError, SessionTakenOverError
 from shared.messages import Context, Decision, Escalate, Truncate, error_of
-from tests.cloud_harness import PROMPT, Edge, full_model, tiny_bundle
+from tests.cloud_harness import PROMPT, full_model
 from tests.cloud_process import plain_edge
-from tests.edge_harness import PROMPTS, BreakableLink, edge_engine, full_answer, ids_of, options_for
+from tests.edge_harness import PROMPTS, BreakableLink, full_answer, ids_of, options_for
 from tests.fault.test_slow_readers import (
     BURST,
     ask_and_do_not_read,
     comes_to_rest,
     read_to_the_end,
 )
+from tests.ray_cluster import MESSAGE_BYTES, SECONDS, Cluster, pids_in, serving_cluster
 
 pytest.importorskip("ray.serve", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -44,137 +37,14 @@ from cloud.ray_replica import WINDOW_BYTES
 
 pytestmark = pytest.mark.ray
 
-BUNDLE = tiny_bundle()
-SECONDS = 180.0
-MESSAGE_BYTES = 1 << 16
 EXACT = options_for(use_exits=False, context=ContextCodec.FLOAT32)
 QUESTIONS = 400  # their answers are far more than a window and what gRPC keeps for a reader
-_PID = re.compile(r"pid=(\d+)")
-_HELD = re.compile(r"held=(\d+)")
-
-
-@dataclass
-class Cluster:
-    """The process that serves, and what its replicas log."""
-
-    process: subprocess.Popen[str]
-    address: str = ""
-    token: str = ""
-    lines: list[str] = field(default_factory=list)
-    _arrived: threading.Condition = field(default_factory=threading.Condition)
-
-    def read(self) -> None:
-        """Collect lines until the process ends."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._arrived:
-                self.lines.append(line)
-                self._arrived.notify_all()
-
-    def logged(self, *words: str, count: int = 1) -> list[str]:
-        """Wait for so many lines that hold all ``words``."""
-
-        def found() -> list[str]:
-            return [line for line in self.lines if all(word in line for word in words)]
-
-        with self._arrived:
-            done = self._arrived.wait_for(lambda: len(found()) >= count, SECONDS)
-            assert done, "".join(self.lines)
-            return found()
-
-    async def opened(self, generation: Generation, count: int = 1) -> tuple[int, int]:
-        """Which process has taken the stream (the ``count``-th) and what it held of the session."""
-        assert generation._cloud is not None
-        name = generation._cloud._open.session_id.hex()[:8]
-        lines = await asyncio.to_thread(self.logged, "session opened", name, count=count)
-        pid, held = _PID.search(lines[count - 1]), _HELD.search(lines[count - 1])
-        assert pid is not None
-        assert held is not None
-        return int(pid[1]), int(held[1])
-
-    def metrics(self) -> list[str]:
-        """What the first two replicas count."""
-        pages = []
-        for line in self.logged("replica started", count=2)[:2]:
-            url = line.strip().rpartition("metrics=")[2]
-            with urllib.request.urlopen(url, timeout=60) as answer:
-                pages.append(answer.read().decode())
-        return pages
-
-    def proxy(self) -> int:
-        """The process that takes the streams: Serve's, a grandchild of ours."""
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # gone meanwhile
-                if (folder / "cmdline").read_text().startswith("ray::ProxyActor"):
-                    pid = int(folder.name)
-                    if _parent(_parent(pid)) == self.process.pid:
-                        return pid
-        raise AssertionError("no proxy runs")
-
-    @contextlib.asynccontextmanager
-    async def engine(self, address: str = "") -> AsyncIterator[EdgeEngine]:
-        """An edge with a token, and patience for a replica that starts."""
-        patience: dict[str, Any] = {"give_up_seconds": SECONDS, "connect_seconds": SECONDS}
-        async with edge_engine(address or self.address, token=self.token, **patience) as engine:
-            yield engine
-
-    @contextlib.asynccontextmanager
-    async def edge(self) -> AsyncIterator[Edge]:
-        """A client that says what a test tells it to."""
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            yield Edge(channel, BUNDLE.manifest.fingerprint, token=self.token)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("ray")
-    (folder / "cloud.toml").write_text(
-        f"""
-        engine = "ray"
-        replicas = 2
-        host = "0.0.0.0"
-        insecure = true
-        port = 0
-        port_file = "port"
-        bundle = {str(BUNDLE.folder)!r}
-        tokens = "tokens"
-        metrics = "127.0.0.1:0"
-        max_message_bytes = {MESSAGE_BYTES}
-        drain_seconds = 3
-        debug_invariants = true
-        """
-    )
-    token = add_token(folder / "tokens", "alice")
-    command = [sys.executable, "-m", "shared.cli", "cloud", "serve"]
-    process = subprocess.Popen(
-        [*command, "--config", str(folder / "cloud.toml")], stderr=subprocess.PIPE, text=True
-    )
-    cluster = Cluster(process, token=token)
-    reading = threading.Thread(target=cluster.read)
-    reading.start()
-    try:
-        (line,) = cluster.logged("listening on")
-        port = line.strip().rpartition(":")[2]
-        assert (folder / "port").read_text() == f"0.0.0.0:{port}\n"
-        cluster.address = f"127.0.0.1:{port}"
-        replicas = _pids(cluster.logged("replica started", count=2))
+    with serving_cluster(tmp_path_factory.mktemp("ray"), replicas=2) as cluster:
         yield cluster
-    finally:
-        process.send_signal(signal.SIGTERM)
-        code = process.wait(SECONDS)
-        reading.join()
-    assert code == 0, "".join(cluster.lines)
-    assert not (folder / "port").exists()
-    assert not [pid for pid in replicas if Path(f"/proc/{pid}").exists()]
-
-
-def _parent(pid: int) -> int:
-    stat = Path(f"/proc/{pid}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[1])
-
-
-def _pids(lines: list[str]) -> set[int]:
-    return {int(found[1]) for line in lines if (found := _PID.search(line))}
 
 
 async def test_both_replicas_serve_and_every_text_is_right(cluster: Cluster) -> None:
@@ -374,3 +244,29 @@ async def test_a_proxy_killed_in_the_middle_does_not_change_the_text(cluster: Cl
         assert cloud is not None
         assert cloud.openings > 1
     assert not [line for line in cluster.lines if "code=INTERNAL" in line]
+
+
+async def test_more_streams_than_a_replica_should_have_bring_another(tmp_path: Path) -> None:
+    more = "max_replicas = 2\nstreams_per_replica = 1"
+    with serving_cluster(tmp_path, replicas=1, more=more) as grows:
+        async with contextlib.AsyncExitStack() as stack:
+            edges = [await stack.enter_async_context(grows.edge()) for _ in range(3)]
+            for edge in edges:
+                await edge.open()
+                await edge.send(Context(0, PROMPT))
+            (first,) = pids_in(grows.logged("replica started"))
+            both = pids_in(await asyncio.to_thread(grows.logged, "replica started", count=2))
+            assert len(both) == 2
+            async with grows.engine() as engine:
+                taken = {first}
+                while taken == {first}:  # the proxy hears of the new one a little later
+                    generation = engine.generation(PROMPTS[0], EXACT)
+                    assert [t.token_id async for t in generation.run()] == full_answer(
+                        PROMPTS[0], 24
+                    )
+                    taken.add((await grows.opened(generation))[0])
+            assert taken == both
+            for edge in edges:  # nobody who was there before has noticed
+                wanted = full_model().continuation(PROMPT, 1)
+                assert await edge.decide(len(PROMPT)) == wanted
+                await edge.close()

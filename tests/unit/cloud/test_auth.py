@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,26 @@ def test_anything_else_is_refused(tmp_path: Path, metadata: Metadata) -> None:
     authenticator = Authenticator(read_token_file(tmp_path / "tokens"))
     with pytest.raises(AuthenticationError):
         authenticator.tenant(metadata, {"x509_common_name": [b"alice"]})
+
+
+@pytest.mark.parametrize("right", [0, 1, None])
+def test_every_token_is_compared_in_constant_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: int | None
+) -> None:
+    tokens = [add_token(tmp_path / "tokens", name) for name in ("alice", "bob", "carol")]
+    known = read_token_file(tmp_path / "tokens")
+    compared: list[str] = []
+    compare = hmac.compare_digest
+
+    def watched(given: str, other: str) -> bool:
+        compared.append(other)
+        return compare(given, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    token = "tandem_wrong" if right is None else tokens[right]
+    with nullcontext() if right is not None else pytest.raises(AuthenticationError):
+        Authenticator(known).tenant(bearer(token), {})
+    assert compared == [digest for _, digest in known]
 
 
 def test_the_hash_in_the_file_opens_nothing(tmp_path: Path) -> None:

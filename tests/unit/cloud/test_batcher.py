@@ -281,6 +281,16 @@ async def test_sessions_that_go_on_stay_in_the_same_passes(passes: list[list[int
     assert passes == [[1], *[[1, 1]] * 5]
 
 
+async def test_a_pass_in_which_the_machine_slept_holds_nobody_up(passes: list[list[int]]) -> None:
+    now = itertools.count(0, 100_000)  # a tenth of it would be hours
+    async with asyncio.timeout(60), Batcher(MODEL, threads=1, clock=lambda: float(next(now))) as b:
+        leaving = work((7,))
+        leaving.continues = True
+        await b.run(leaving)
+        assert [token_of(await b.run(work()))] == FULL.continuation(PROMPT, 1)
+    assert passes == [[1], [6]]
+
+
 async def test_a_session_that_does_not_come_back_holds_nobody_up(passes: list[list[int]]) -> None:
     async with Batcher(MODEL, threads=1) as batcher:
         leaving = work((7,))

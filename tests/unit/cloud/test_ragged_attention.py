@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -199,6 +200,18 @@ def test_a_disk_that_is_full_costs_no_more_than_the_next_start(
 
     monkeypatch.setattr(caching.FunctionCache, "save_overload", full)
     monkeypatch.setattr(caching.FunctionCache, "load_overload", lambda *arguments: None)
+    it_attends_compiled_anew()
+
+
+def test_a_kept_kernel_that_was_half_written_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    it_attends_compiled_anew()
+    kept = [path for path in tmp_path.rglob("*") if path.suffix in {".nbi", ".nbc"}]
+    assert len(kept) >= 2
+    for path in kept:
+        path.write_bytes(b"")
     it_attends_compiled_anew()
 
 

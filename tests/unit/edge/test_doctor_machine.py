@@ -44,8 +44,6 @@ def test_threads_beyond_the_cores_are_warned_of() -> None:
     assert "--threads 4" in machine.judge_cores(8, 4, None, 6).advice
     assert "--threads 1" in machine.judge_cores(8, 4, 1.5, None).advice
     assert machine.judge_cores(8, 4, 2.0, 2).level is OK
-    assert machine.cpu_quota("150000 100000\n") == 1.5
-    assert machine.cpu_quota("max 100000\n") is None
 
 
 def test_memory_is_the_least_of_system_and_container() -> None:

@@ -83,7 +83,9 @@ def test_standalone_is_the_sum_of_its_tokens(tmp_path: Path) -> None:
 def test_blocking_waits_at_each_question(tmp_path: Path) -> None:
     log = run(tmp_path, recording(SURE, RIGHT), policy="blocking").groups[0].log
     asked = [index for index, sure in enumerate(SURE) if not sure]
-    positions = [0, *(PROMPT + index for index in asked)]
+    # the prompt is run while the tokens before the first question are drafted
+    assert sum(draft_seconds(SURE)[: asked[0] + 1]) > pass_seconds(PROMPT, 0) + AROUND
+    positions = [PROMPT, *(PROMPT + index for index in asked)]
     rows = [b - a for a, b in pairwise(positions)]
     waits = sum(pass_seconds(count) + AROUND for count in rows)
     own = PROMPT * DEVICE.prefill_seconds + sum(draft_seconds(SURE))
@@ -107,7 +109,9 @@ def test_blocking_over_a_link_adds_a_round_trip_a_question(tmp_path: Path) -> No
 def test_plain_serving_is_a_round_trip_a_prompt_and_a_pass_a_token(tmp_path: Path) -> None:
     log = run(tmp_path, recording(SURE, RIGHT), policy="cloud-only", rtt_ms=40.0).groups[0].log
     opening = 0.040 + CLOUD.turnaround_seconds
-    first = opening + 0.040 + pass_seconds(PROMPT, deep=False) + AROUND
+    # the prompt begins to run before the question is read, which is a pass of its own
+    asked = CLOUD.whole.session_seconds + CLOUD.whole.decision_seconds
+    first = opening + 0.040 + pass_seconds(PROMPT, 0, deep=False) + asked + AROUND
     assert only(log.first_seconds) == pytest.approx(first)
     each = pass_seconds(1, deep=False) + CLOUD.message_seconds
     assert only(log.seconds) == pytest.approx(first + (len(SURE) - 1) * each)
@@ -132,6 +136,24 @@ def test_optimistic_hides_answers_that_agree(tmp_path: Path) -> None:
     assert only(log.seconds) < only(blocking.seconds)
     assert only(log.discarded) == 0
     assert only(log.work_seconds) == pytest.approx(own)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "pieces"), [(15, (15,)), (16, (16, 0)), (64, (64, 0)), (100, (64, 36))]
+)
+def test_a_prompt_is_run_in_pieces_as_the_cloud_runs_it(
+    tmp_path: Path, prompt: int, pieces: tuple[int, ...]
+) -> None:
+    """The same pieces as in tests/integration/test_fleet_against_cloud.py."""
+    both = np.ones((4, 2), np.bool_)
+    made = Recording(
+        invented_recording().model, (RecordedAnswer(prompt, np.ones((4, 2), np.float32), both),)
+    )
+    found = run(tmp_path, made, policy="cloud-only")
+    answers = len(found.groups[0].log.seconds)
+    (replica,) = found.replicas
+    assert replica.passes == (len(pieces) + 3) * answers
+    assert replica.rows == (prompt + 3) * answers
 
 
 @pytest.mark.parametrize("rtt_ms", [20.0, 80.0])
