@@ -39,8 +39,9 @@ _RUNS = 9  # of the simulator, by chance of the link
 # a few rows of many sessions, and a prompt: what so many edges give a pass
 CLOUD_EFFORT = CloudEffort(
     shapes=(
-        *((s, r, 96, d) for s in (1, 2, 4, 8, 16) for r in (1, 2, 4) for d in {1, r}),
-        *((1, r, 0, 1) for r in (16, 32, 64)),
+        *((s, r, past, d) for s in (1, 2, 4, 8, 16) for r in (1, 2, 4) for past in (32, 128)
+          for d in {1, r}),
+        *((s, r, 0, 0) for s in (1, 2) for r in (16, 32, 64)),
     ),
     rounds=4,
     questions=60,
@@ -69,10 +70,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds per token: over all tokens, and the 95th percentile of answers."""
+    """Seconds per token: over all tokens, and the 95th percentile of answers; and from a question
+    to its answer's ``first`` token, the mean."""
 
     mean: float
     p95: float
+    first: float
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,17 @@ class Validation:
         }
 
 
-def pace_of(answers: Sequence[tuple[float, int]]) -> Pace:
-    """The pace of answers of so many seconds and tokens.
+def pace_of(answers: Sequence[tuple[float, float, int]]) -> Pace:
+    """The pace of answers: for each the seconds to its first token and to its last, and how many it
+    had.
 
     The percentile is the smallest value that 95% of the answers are not above.
     """
-    each = sorted(seconds / tokens for seconds, tokens in answers)
+    each = sorted(seconds / tokens for _, seconds, tokens in answers)
     return Pace(
-        sum(seconds for seconds, _ in answers) / sum(tokens for _, tokens in answers),
+        sum(seconds for _, seconds, _ in answers) / sum(tokens for _, _, tokens in answers),
         each[math.ceil(0.95 * len(each)) - 1],
+        sum(first for first, _, _ in answers) / len(answers),
     )
 
 
@@ -188,7 +193,7 @@ async def validate(
                         asked, recording, policy, turns, device, slowed(cloud, slowdown)
                     )
                     timed = [answer for answers in real for answer in answers]
-                    pace = pace_of(_pairs(timed))
+                    pace = pace_of(_times(timed))
                     rows.append(Row(policy, edges, len(timed), pace, paced, slowdown))
                     advance(f"{policy}, {edges} edges")
     return Validation(tuple(rows), device, cloud)
@@ -208,7 +213,13 @@ def simulated_pace(
         for run in range(_RUNS)
         for log in simulate(recording, policy, turns, device, cloud, asked.link, asked.seed + run)
     ]
-    return pace_of([pair for log in logs for pair in zip(log.seconds, log.tokens, strict=True)])
+    return pace_of(
+        [
+            answer
+            for log in logs
+            for answer in zip(log.first_seconds, log.seconds, log.tokens, strict=True)
+        ]
+    )
 
 
 class SpeedProbe:
@@ -232,13 +243,16 @@ def slowed(cloud: CloudProfile, factor: float) -> CloudProfile:
     return cloud.model_copy(update=passes)
 
 
-def _pairs(answers: Sequence[TimedAnswer]) -> list[tuple[float, int]]:
-    return [(answer.shown[-1] - answer.began, len(answer.shown)) for answer in answers]
+def _times(answers: Sequence[TimedAnswer]) -> list[tuple[float, float, int]]:
+    return [
+        (answer.shown[0] - answer.began, answer.shown[-1] - answer.began, len(answer.shown))
+        for answer in answers
+    ]
 
 
 _HEAD = (
     "policy", "edges", "answers", "mean real, ms/token", "simulated", "error",
-    "p95 real, ms/token", "simulated", "error", "passes",
+    "p95 real, ms/token", "simulated", "error", "first token real, ms", "simulated", "passes",
 )  # fmt: skip
 
 
@@ -254,6 +268,8 @@ def _cells(row: Row) -> list[str]:
         f"{1e3 * row.real.p95:.1f}",
         f"{1e3 * row.simulated.p95:.1f}",
         f"{p95:+.1%}",
+        f"{1e3 * row.real.first:.0f}",
+        f"{1e3 * row.simulated.first:.0f}",
         f"× {row.slowdown:.2f}",
     ]
 

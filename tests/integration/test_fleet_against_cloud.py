@@ -1,4 +1,4 @@
-"""The pieces in which the cloud really runs a prompt: those that the fleet simulator counts with."""
+"""The pieces in which the cloud really runs a prompt, which the fleet simulator counts with."""
 
 from __future__ import annotations
 

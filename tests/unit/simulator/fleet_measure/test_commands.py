@@ -11,10 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from shared.cli import build_app
+from simulator.fleet import validation
 from simulator.fleet.profiles import load_cloud, load_device
 from simulator.fleet.recordings import load_recording
+from simulator.fleet.validation import Pace, Row, Validation
 from tests.cloud_harness import tiny_bundle
+from tests.fleet_harness import CLOUD, DEVICE
 
 COMMAND = [sys.executable, "-m", "shared.cli", "simulate"]
 ROOT = Path(__file__).parents[4]
@@ -112,6 +117,25 @@ def test_a_validation_runs_both_sides(tmp_path: Path) -> None:
     assert record["device"]["name"] == "slow"
     assert "blocking@0.3" in done.stdout
     assert (tmp_path / "out" / "validation.md").read_text().startswith("|")
+
+
+@pytest.mark.parametrize(
+    ("p95", "check", "code"), [(0.19, True, 0), (0.17, True, 1), (0.17, False, 0)]
+)
+def test_a_validation_that_misses_its_goal_fails_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p95: float, check: bool, code: int
+) -> None:
+    row = Row("blocking@0.3", 1, 2, Pace(0.1, 0.2, 0.5), Pace(0.1, p95, 0.5))
+
+    async def found(*_: object) -> Validation:
+        return Validation((row,), DEVICE, CLOUD)
+
+    monkeypatch.setattr(validation, "validate", found)
+    monkeypatch.setenv("TANDEM_BUNDLE", str(tiny_bundle().folder))
+    command = ["simulate", "fleet-validate", "--out", str(tmp_path), *FLOAT32]
+    command += ["--device", device_file(tmp_path), *["--check"] * check]
+    assert CliRunner().invoke(build_app(), command).exit_code == code
+    assert json.loads((tmp_path / "validation.json").read_text())["rows"][0]["answers"] == 2
 
 
 @pytest.mark.parametrize(

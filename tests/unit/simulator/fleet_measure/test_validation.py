@@ -43,15 +43,16 @@ def recording(unsure: bool) -> Recording:
 
 
 def test_a_pace_is_of_tokens_and_its_percentile_of_answers() -> None:
-    answers = [(1.0, 10)] * 19 + [(4.0, 10)]
+    answers = [(0.25, 1.0, 10)] * 19 + [(0.5, 4.0, 10)]
     pace = pace_of(answers)
     assert pace.mean == pytest.approx(23 / 200)
     assert pace.p95 == pytest.approx(0.1)
-    assert pace_of([*answers[:18], *[(4.0, 10)] * 2]).p95 == pytest.approx(0.4)
+    assert pace.first == pytest.approx(0.2625)
+    assert pace_of([*answers[:18], *[(0.5, 4.0, 10)] * 2]).p95 == pytest.approx(0.4)
 
 
 def row(mean: float, p95: float) -> Row:
-    return Row("blocking@0.8", 4, 24, Pace(0.1, 0.2), Pace(mean, p95))
+    return Row("blocking@0.8", 4, 24, Pace(0.1, 0.2, 0.5), Pace(mean, p95, 0.5))
 
 
 def test_a_slower_machine_is_the_same_cloud_with_longer_passes() -> None:
