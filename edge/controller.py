@@ -143,6 +143,14 @@ class _Candidates:
         self.exactness = [_FROM_LOSSY_TO_EXACT.index(plan.codec) for plan in plans]
         self._fixed = np.array(fixed)
         self._is_fixed = self._fixed != _USED
+        self._made: dict[tuple[int, int], Plan] = {}
+
+    def plan(self, row: int, window: int) -> Plan:
+        """One with this window; made once."""
+        plan = self._made.get((row, window))
+        if plan is None:
+            plan = self._made[row, window] = replace(self.plans[row], window=window)
+        return plan
 
     def windows(self, used: Ints) -> Ints:
         """Where one is open, the one that would be ``used``."""
@@ -161,7 +169,7 @@ class _Scored:
 
     def plan(self, row: int) -> Plan:
         """A candidate with its window."""
-        return replace(self.candidates.plans[row], window=int(self.windows[row]))
+        return self.candidates.plan(row, int(self.windows[row]))
 
 
 def choose(
@@ -374,7 +382,7 @@ def _best(forecast: Forecast, scored: _Scored) -> int:
     (ties,) = np.nonzero(proposed <= proposed.min() * (1.0 + TIE))
     if len(ties) == 1:
         return int(ties[0])
-    agreement, exactness = forecast.agreement(), scored.candidates.exactness
+    agreement, exactness = forecast.agreement, scored.candidates.exactness
     return int(max(ties, key=lambda row: (agreement[row], exactness[row], -proposed[row])))
 
 

@@ -139,13 +139,21 @@ class _Drafts(NamedTuple):
 
 
 class Forecast:
-    """What ``model`` says of the plans in ``table``."""
+    """What ``model`` says of the plans in ``table``.
+
+    Attributes:
+        agreement: expected share of tokens that equal the full model's (a lossy codec left out).
+    """
 
     def __init__(self, model: CostModel, table: PlanTable) -> None:
         self._model, self._table = model, table
         self._way = _way(model, table)
         self._drafts = _drafts(model, table)
-        self._drafted, self._corrected = _until_correction(self._drafts.wrong, model.answer_tokens)
+        tokens = model.answer_tokens
+        self._drafted, self._corrected = _until_correction(self._drafts.wrong, tokens)
+        by_edge = np.where(table.burst, self._drafted / tokens, 1.0)
+        agreement = 1.0 - self._drafts.accepted_wrong * by_edge
+        self.agreement: Floats = np.where(table.plain, 1.0, agreement)
 
     def windows(self) -> Ints:
         """Questions that are asked while one is out: more would not be used."""
@@ -168,8 +176,7 @@ class Forecast:
         correction = np.where(blocking, way.wait, correction)
         alone = tokens - self._drafted
         bursting = self._drafted * step + self._corrected * correction + alone * model.cloud_token
-        overruled = 1.0 - self.agreement()
-        ahead = way.pace + model.cloud_token + overruled * way.wait
+        ahead = way.pace + model.cloud_token + (1.0 - self.agreement) * way.wait
         drafting = np.where(table.burst, bursting / tokens, step + wrong * correction)
         drafting = np.where(table.ahead, ahead, drafting)
         prompt = model.prompt_tokens * way.upload / tokens
@@ -185,11 +192,6 @@ class Forecast:
         bursting = (self._drafted * drafting + tokens - self._drafted) / tokens
         asking = np.where(table.burst, bursting, drafting)
         return np.where(table.ahead | table.plain, 1.0, asking)
-
-    def agreement(self) -> Floats:
-        """Expected share of tokens that equal the full model's (a lossy codec left out)."""
-        by_edge = np.where(self._table.burst, self._drafted / self._model.answer_tokens, 1.0)
-        return np.where(self._table.plain, 1.0, 1.0 - self._drafts.accepted_wrong * by_edge)
 
     def _while_drafting(self, windows: Ints) -> Floats:
         """Tokens that the cloud decides for each that the edge drafts, counted so."""

@@ -29,7 +29,7 @@ class OnePlanModel(CostModel):
 
     def agreement(self, plan: Plan) -> float:
         """With the full model."""
-        return float(self._forecast(plan).agreement()[0])
+        return float(self._forecast(plan).agreement[0])
 
     def _forecast(self, plan: Plan) -> Forecast:
         return Forecast(self, PlanTable([plan], self.points, self.hidden_size))
