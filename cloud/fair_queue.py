@@ -21,6 +21,11 @@ from typing import Generic, Protocol, TypeVar
 BITE = 16
 # urgent passes that catch-up lets by, before a piece of it rides along in half of one
 PATIENCE = 8
+# rows of catch-up at once, so that a question that comes meanwhile does not wait for long
+CATCH_UP_ROWS = 64
+# a pass over few rows takes as long as one over a single row (the weights are read once), so fewer
+# than these wait for a question to take them along
+CATCH_UP_FROM = 16
 
 
 class Item(Protocol):

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from cloud.batcher import Batcher, Work
 from cloud.context_manager import ContextStore
+from cloud.fair_queue import CATCH_UP_FROM, CATCH_UP_ROWS
 from cloud.held_session import HeldSession
 from cloud.metrics import TenantMetrics
 from cloud.quotas import TenantRate
@@ -39,10 +40,6 @@ from shared.model_bundle import Manifest
 from shared.sampling import Choice
 
 T = TypeVar("T")
-CATCH_UP_ROWS = 64
-# A pass over few rows takes as long as one over a single row (the weights are read once), so fewer
-# than these wait for a question to take them along.
-CATCH_UP_FROM = 16
 _LOOK_SECONDS = 0.5  # a quota may grow while somebody waits for it
 
 

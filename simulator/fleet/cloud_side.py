@@ -11,7 +11,7 @@ from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
-from cloud.session_engine import CATCH_UP_FROM, CATCH_UP_ROWS
+from cloud.fair_queue import CATCH_UP_FROM, CATCH_UP_ROWS
 from simulator.fleet.question import Question
 
 if TYPE_CHECKING:

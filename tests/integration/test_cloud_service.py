@@ -14,8 +14,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from cloud.auth import add_token
 from cloud.collaboration_service import SERVICE_NAME
+from cloud.fair_queue import CATCH_UP_FROM
 from cloud.server import CloudServer
-from cloud.session_engine import CATCH_UP_FROM, SessionEngine
+from cloud.session_engine import SessionEngine
 from shared.errors import ConfigurationError
 from shared.messages import Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
 from shared.sampling import Sampling
