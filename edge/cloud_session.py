@@ -424,7 +424,8 @@ class CloudSession:
         elif silence >= min(endpoint.connect_seconds, endpoint.give_up_seconds):
             raise CloudUnavailableError(
                 f"the cloud at {endpoint.address} cannot be reached ({error}): is `tandem cloud "
-                "serve` running there, and do both sides use TLS (--cloud-ca) or neither?"
+                "serve` running there, and do both sides use TLS (--cloud-ca, and --client-cert "
+                "where it asks for one) or neither? `tandem doctor --cloud` looks closer"
             ) from error
 
     async def _serve_one_connection(self, channel: grpc.aio.Channel) -> None:

@@ -36,6 +36,8 @@ _EXTRAS = {
     "prepare": ("gguf", "matplotlib", "onnx", "scipy"),
     "simulator": ("simpy",),
 }
+# where several bring what is missing, or too little beside it
+_EXTRA_OF = dict.fromkeys(("bench", "demo", "evaluate", "simulate"), "simulator")
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -107,7 +109,10 @@ def main() -> None:
 def _extra_with(package: str, arguments: Sequence[str]) -> str | None:
     """The extra that brings ``package``: of several the one that the command is named for."""
     extras = [name for name, packages in _EXTRAS.items() if package in packages]
-    return next((name for name in extras if name in arguments[:1]), extras[0] if extras else None)
+    if not extras:
+        return None
+    command = arguments[0] if arguments else ""
+    return _EXTRA_OF.get(command, command if command in extras else extras[0])
 
 
 def _plain(text: str) -> str:

@@ -95,7 +95,8 @@ class LocalCloud:
         assert self._process is not None
         if self._process.returncode is not None:
             tail = log.read_text(errors="replace").strip()[-800:]
-            raise CloudUnavailableError(f"the local cloud did not start: {tail}")
+            said = tail.removeprefix("error: ")
+            raise CloudUnavailableError(f"the local cloud did not start: {said}")
         if asyncio.get_running_loop().time() > deadline:
             raise CloudUnavailableError(f"the local cloud is silent after {_READY_SECONDS} s")
 

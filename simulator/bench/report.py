@@ -174,7 +174,7 @@ def _environment(context: ReportContext) -> str:
         ),
         ("model", f"{bundle['name']}: {bundle['source']}, {bundle['layers']} layers"),
         ("exits", f"{', '.join(bundle['exits']) or 'none'}; cut after layer {bundle['cut']}"),
-        ("bundle", f"`{bundle['recipe'][:16]}`"),
+        ("bundle's recipe", f"`{bundle['recipe'][:16]}`"),
         ("prompts", context.prompts),
         ("repeats", context.repeats),
         *(

@@ -63,7 +63,7 @@ def fleet_line(summary: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
-_HEADS = ("policy", "rtt ms", "edges", "ms there", "tokens/s", "busy", "$/M tokens", "agreement")
+_HEADS = ("policy", "rtt ms", "edges", "ms reached", "tokens/s", "busy", "$/M tokens", "agreement")
 
 
 def capacity_rows(found: Sequence[Capacity]) -> list[list[str]]:

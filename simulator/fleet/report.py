@@ -11,7 +11,7 @@ _WORK = (
     "edges",
     "policy",
     "agreement",
-    "questions",
+    "questions a token",
     "discarded",
     "alone",
     "bytes up",
