@@ -30,11 +30,11 @@ docs/fleet.md explains the configuration and what is assumed.
 _CAPACITY_EPILOG = """
 Examples:
 
-    tandem simulate capacity --cloud xeon-2core --device pi5 --link 4g
+    tandem simulate capacity --cloud epyc-2core --device pi5 --link 4g
 
-    tandem simulate capacity --cloud xeon-2core --device laptop --link wifi --target "p95 time per token <= 80 ms" --out runs/plan
+    tandem simulate capacity --cloud epyc-2core --device laptop --link wifi --target "p95 time per token <= 80 ms" --out runs/plan
 
-    tandem simulate capacity --cloud xeon-2core --device phone --link 4g --rtts 20,70,150 --policies cloud-only,auto-latency
+    tandem simulate capacity --cloud epyc-2core --device phone --link 4g --rtts 20,70,150 --policies cloud-only,auto-latency
 """  # noqa: E501
 _EXAMPLE = "home.toml"
 
