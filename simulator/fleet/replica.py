@@ -67,16 +67,16 @@ class Replica:
 
     def push(self, session: CloudSide) -> None:
         """Work of ``session`` waits for a pass."""
-        if not session.urgent:
-            self._later.append(session)
-        elif session.rows_left > BITE:
-            self._long.append(session)
-        else:
-            self._short.append(session)
+        self._queue_of(session).append(session)
         if not self.running:
             self._start()
         elif self._steady is not None:
             self.interrupt()
+
+    def _queue_of(self, session: CloudSide) -> deque[CloudSide]:
+        if not session.urgent:
+            return self._later
+        return self._long if session.rows_left > BITE else self._short
 
     def receive(self, messages: int) -> None:
         """So many messages of an edge are taken in, the last of them now."""
@@ -100,7 +100,7 @@ class Replica:
         session.urgent = True
         if session in self._later:
             self._later.remove(session)
-            (self._long if session.rows_left > BITE else self._short).append(session)
+            self._queue_of(session).append(session)
 
     def interrupt(self) -> None:
         """End a run of passes with the one under way."""
@@ -211,11 +211,7 @@ class Replica:
             else:
                 session.worked(now)
         for session in reversed(unfinished):
-            if not session.urgent:
-                queue = self._later
-            else:
-                queue = self._long if session.rows_left > BITE else self._short
-            queue.appendleft(session)
+            self._queue_of(session).appendleft(session)
         self.running = False
         self._late = 0  # what was sent meanwhile makes the next pass longer
         self._start()
