@@ -102,7 +102,7 @@ class _Stream:
         self.ended = asyncio.Event()
         self.last_step = 0
         self._requests, self._patience = requests, patience
-        self._write_pending = False
+        self._writing: asyncio.Future[None] | None = None
         self._end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def receive(self) -> EdgeMessage | None:
@@ -121,16 +121,19 @@ class _Stream:
         patience = self._patience if patience is None else patience
         data = cloud_message_to_proto(message).SerializeToString()
         self.usage.sent_bytes.inc(len(data))
-        # a write that is given up stays pending in gRPC, which takes no other beside it
-        self._write_pending = True
         try:
             async with asyncio.timeout(patience):
-                await self.context.write(data)
+                # gRPC takes one write at a time, and goes on with one whose sender was cancelled
+                if self._writing is not None:
+                    await asyncio.shield(self._writing)
+                self._writing = asyncio.ensure_future(self.context.write(data))
+                self._writing.add_done_callback(_ignore_failure)
+                await asyncio.shield(self._writing)
         except TimeoutError:
             raise _EdgeLeftError(f"no answer was read in {patience:g} s") from None
         except grpc.aio.BaseError:
             raise _EdgeLeftError("the connection is gone") from None
-        self._write_pending = False
+        self._writing = None
 
     def end(self, error: TandemError) -> None:
         """Make the stream end with ``error``."""
@@ -147,9 +150,8 @@ class _Stream:
         what was not read; raises, as ``abort`` does, unless the connection ends before."""
         reply = error_reply(error)
         self._errors.labels(reply.code.name).inc()
-        if not self._write_pending:
-            with contextlib.suppress(_EdgeLeftError):
-                await self.send(CloudMessage(self.last_step, reply), _LAST_WORDS_SECONDS)
+        with contextlib.suppress(_EdgeLeftError):
+            await self.send(CloudMessage(self.last_step, reply), _LAST_WORDS_SECONDS)
         status = next((s for kind, s in _STATUS if isinstance(error, kind)), None)
         try:
             await self.context.abort(
@@ -159,6 +161,12 @@ class _Stream:
             raise
         except grpc.aio.BaseError:
             _LOG.debug("edge left", extra=about(reason="it did not wait for the error's status"))
+
+
+def _ignore_failure(writing: asyncio.Future[None]) -> None:
+    """Whoever still waits for a write is told of its failure; where nobody does, it is no news."""
+    if not writing.cancelled():
+        writing.exception()
 
 
 class CollaborationService:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,24 @@ from cloud.collaboration_service import SERVICE_NAME
 from cloud.fair_queue import CATCH_UP_FROM
 from cloud.server import CloudServer
 from cloud.session_engine import SessionEngine
+from protos.tandem.v1 import collaboration_pb2 as pb
 from shared.errors import ConfigurationError
-from shared.messages import Context, ContextKind, Decision, ErrorCode, Escalate, Truncate
-from shared.sampling import Sampling
+from shared.messages import (
+    PROTOCOL_VERSION,
+    Context,
+    ContextKind,
+    Decision,
+    EdgeMessage,
+    ErrorCode,
+    ErrorReply,
+    Escalate,
+    Open,
+    Opened,
+    Truncate,
+    cloud_message_from_proto,
+    edge_message_to_proto,
+)
+from shared.sampling import GREEDY, Sampling
 from shared.tensor_codec import Encoding
 from tests.cloud_harness import (
     PROMPT,
@@ -337,6 +353,56 @@ async def test_drain_ends_sessions_after_its_deadline() -> None:
             reply, status = await client.failure()
             assert (reply.code, status) == (ErrorCode.SHUTTING_DOWN, grpc.StatusCode.UNAVAILABLE)
             await leaving
+
+
+class SlowCall:
+    """A call whose edge takes the first message only when ``taken`` is set."""
+
+    def __init__(self, opening: bytes) -> None:
+        self.writing, self.taken = asyncio.Event(), asyncio.Event()
+        self.said: list[bytes] = []
+        self.status: grpc.StatusCode | None = None
+        self._opening = opening
+
+    async def requests(self) -> AsyncIterator[bytes]:
+        yield self._opening
+        await asyncio.Event().wait()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def auth_context(self) -> dict[str, Any]:
+        return {}
+
+    async def write(self, data: bytes) -> None:
+        assert self.writing.is_set() == self.taken.is_set(), "two writes at a time"
+        self.writing.set()
+        await self.taken.wait()
+        self.said.append(data)
+
+    async def abort(self, code: grpc.StatusCode, _: str) -> None:
+        self.status = code
+        raise grpc.aio.AbortError
+
+
+async def test_a_session_that_is_ended_within_a_write_still_says_why() -> None:
+    opening = Open(
+        PROTOCOL_VERSION, bytes(16), BUNDLE.manifest.fingerprint, GREEDY, ContextKind.TOKEN_IDS
+    )
+    call = SlowCall(edge_message_to_proto(EdgeMessage(1, opening)).SerializeToString())
+    async with serving() as server:
+        session = asyncio.create_task(server.service.session(call.requests(), call))
+        await call.writing.wait()
+        await server.service.drain(0)
+        call.taken.set()
+        with pytest.raises(grpc.aio.AbortError):
+            await session
+    bodies = [cloud_message_from_proto(pb.CloudMessage.FromString(data)).body for data in call.said]
+    opened, failure = bodies
+    assert isinstance(opened, Opened)
+    assert isinstance(failure, ErrorReply)
+    assert failure.code is ErrorCode.SHUTTING_DOWN
+    assert call.status is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_port_file_holds_the_address_while_serving(tmp_path: Path) -> None:
