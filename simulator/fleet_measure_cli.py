@@ -222,6 +222,9 @@ def fleet_validate(
         int, typer.Option("--prompts", min=1, help="Of the benchmark's own, so many.")
     ] = 5,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="Longest answer.")] = 32,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Of all fleets; the table has medians.")
+    ] = 3,
     cloud_threads: Annotated[
         int, typer.Option("--cloud-threads", min=1, help="The edges need a core of their own.")
     ] = 1,
@@ -242,7 +245,7 @@ def fleet_validate(
     could not compute for so many. Nothing else should run meanwhile.
     """
     from edge.engine import EdgeEngine  # noqa: PLC0415
-    from simulator.fleet import validation  # noqa: PLC0415
+    from simulator.fleet import validation, validation_report  # noqa: PLC0415
     from simulator.fleet.measuring_run import run_to_end  # noqa: PLC0415
     from simulator.fleet.profiles import load_device  # noqa: PLC0415
     from simulator.fleet.recorder import encode_prompts  # noqa: PLC0415
@@ -281,18 +284,21 @@ def fleet_validate(
         link=spec,
         cloud_threads=cloud_threads,
         seed=seed,
+        rounds=rounds,
     )
     console = Console(stderr=True, highlight=False)
-    with _progress(console, "the cloud's profile", 2 + len(names) * len(counts)) as advance:
+    with _progress(
+        console, "the cloud's profile", 2 + rounds * len(names) * len(counts)
+    ) as advance:
         found = run_to_end(validation.validate(asked, loaded, precision, advance))
     record, shown = out / "validation.json", out / "validation.md"
     record.write_text(json.dumps(found.as_record(), indent=2) + "\n", encoding="utf-8")
-    shown.write_text(validation.markdown_table(found.rows) + "\n", encoding="utf-8")
+    shown.write_text(validation_report.markdown_table(found.rows) + "\n", encoding="utf-8")
     wide = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    wide.print(validation.table(found.rows))
+    wide.print(validation_report.table(found.rows))
     console.print(f"wrote {record} and {shown}", markup=False, soft_wrap=True)
     if check and not found.within:
-        console.print(f"not everything is within {validation.GOAL:.0%}", markup=False)
+        console.print(f"not everything is within {validation_report.GOAL:.0%}", markup=False)
         raise typer.Exit(1)
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -62,41 +63,44 @@ class TimedAnswer:
     shown: tuple[float, ...]
 
 
-async def answer_all(
-    edge: ReplayedEdge,
-    model: ReplayedModel,
-    options: GenerationOptions,
-    scripts: Sequence[Script],
-    begin: float,
-) -> list[TimedAnswer]:
-    """From ``begin`` on answer one script after the other.
+class ConnectedEdge:
+    """An edge that is connected to the cloud and has answered once, shortly, which does not count;
+    so it begins when it is told to.  ``async with``."""
 
-    The connection is made before: by a first short answer, which does not count.
-    """
-    async with edge.connected():
-        await _answer(edge, model, options, scripts[0], _WARM_UP_TOKENS)
+    def __init__(self, bundle: ModelBundle, device: DeviceProfile, request: Reply) -> None:
+        self._options = options_of(request["policy"])
+        self._scripts = load_scripts(Path(request["scripts"]))
+        threshold = None if self._options.verified else self._options.threshold
+        manifest = bundle.manifest
+        self._model = ReplayedModel(manifest.architecture, manifest.exits, device, threshold)
+        self._edge = ReplayedEdge(bundle, self._model, request["address"])
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            stack.callback(self._edge.close)
+            await stack.enter_async_context(self._edge.connected())
+            await self._answer(self._scripts[0], _WARM_UP_TOKENS)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def answer_all(self, order: Sequence[int], begin: float) -> list[TimedAnswer]:
+        """From ``begin`` on (seconds of the monotonic clock) answer one script after the other."""
         await asyncio.sleep(max(0.0, begin - monotonic()))
-        return [
-            await _answer(edge, model, options, script, len(script.answer_ids))
-            for script in scripts
-        ]
+        scripts = [self._scripts[index] for index in order]
+        return [await self._answer(script, len(script.answer_ids)) for script in scripts]
 
-
-async def _answer(
-    edge: ReplayedEdge,
-    model: ReplayedModel,
-    options: GenerationOptions,
-    script: Script,
-    tokens: int,
-) -> TimedAnswer:
-    model.script = script
-    wanted = {**vars(options), "max_tokens": min(tokens, len(script.answer_ids))}
-    shown = []
-    generation = edge.generation(script.prompt_ids, GenerationOptions(**wanted))
-    began = monotonic()
-    async for _ in generation.run():
-        shown.append(monotonic())
-    return TimedAnswer(began, tuple(shown))
+    async def _answer(self, script: Script, tokens: int) -> TimedAnswer:
+        self._model.script = script
+        wanted = {**vars(self._options), "max_tokens": min(tokens, len(script.answer_ids))}
+        shown = []
+        generation = self._edge.generation(script.prompt_ids, GenerationOptions(**wanted))
+        began = monotonic()
+        async for _ in generation.run():
+            shown.append(monotonic())
+        return TimedAnswer(began, tuple(shown))
 
 
 def save_scripts(path: Path, scripts: Sequence[Script]) -> None:
@@ -123,36 +127,41 @@ def load_scripts(path: Path) -> list[Script]:
         ]
 
 
+class Worker:
+    """Answers the parent, first with a connected edge, then with what it said."""
+
+    def __init__(self, bundle: ModelBundle, device: DeviceProfile, runner: asyncio.Runner) -> None:
+        self._bundle, self._device, self._runner = bundle, device, runner
+        self._edge: ConnectedEdge | None = None
+
+    def answer(self, request: Reply) -> Reply:
+        """``{"policy", "scripts", "address"}`` connects; ``{"begin", "order"}`` answers, and
+        disconnects."""
+        try:
+            if self._edge is None:
+                edge = ConnectedEdge(self._bundle, self._device, request)
+                self._edge = self._runner.run(edge.__aenter__())
+                return {}
+            return {"answers": self._runner.run(self._answers(request))}
+        except TandemError as error:
+            return {"error": str(error)}
+
+    async def _answers(self, request: Reply) -> list[list[float]]:
+        assert self._edge is not None
+        try:
+            found = await self._edge.answer_all(request["order"], request["begin"])
+        finally:
+            edge, self._edge = self._edge, None
+            await edge.__aexit__()
+        return [[timed.began, *timed.shown] for timed in found]
+
+
 def main(arguments: Sequence[str]) -> None:
     """``BUNDLE DEVICE``; the device as JSON."""
     bundle = ModelBundle.load(Path(arguments[0]))
     device = DeviceProfile.model_validate_json(arguments[1])
-
-    def answer(request: Reply) -> Reply:
-        options = options_of(request["policy"])
-        scripts = load_scripts(Path(request["scripts"]))
-        threshold = None if options.verified else options.threshold
-        manifest = bundle.manifest
-        model = ReplayedModel(manifest.architecture, manifest.exits, device, threshold)
-        edge = ReplayedEdge(bundle, model, request["address"])
-        try:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                found = runner.run(
-                    answer_all(
-                        edge,
-                        model,
-                        options,
-                        [scripts[index] for index in request["order"]],
-                        request["begin"],
-                    )
-                )
-        except TandemError as error:
-            return {"error": str(error)}
-        finally:
-            edge.close()
-        return {"answers": [[timed.began, *timed.shown] for timed in found]}
-
-    serve({"ready": True}, answer)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        serve({"ready": True}, Worker(bundle, device, runner).answer)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,7 @@ from simulator.fleet.validation_replay import (
 from simulator.link_spec import LinkSpec
 from simulator.local_cloud import LocalCloud
 
-# for the edges to get ready, before the first of them begins
-_READY_SECONDS = 2.0
+_LEAD_SECONDS = 0.5  # for connected edges to hear when they begin
 _QUESTIONS = 32  # at a time, of those that are asked beforehand
 
 
@@ -201,19 +200,21 @@ class RealFleet:
         options = options_of(policy)
         tokens = options.mode is Mode.CLOUD_ONLY or options.context is ContextCodec.TOKENS
         path = self._paths[ContextCodec.TOKENS if tokens else ContextCodec.FP16]
-        began = monotonic() + _READY_SECONDS
-        requests = [
-            {
-                "policy": policy,
-                "scripts": str(path),
-                "address": address,
-                "begin": began + turn.begin,
-                "order": turn.order,
-            }
-            for turn, address in zip(turns, self._links.ready["addresses"], strict=False)
-        ]
-        asked = zip(self._workers, requests, strict=False)
-        replies = await asyncio.gather(*(worker.ask(request) for worker, request in asked))
+        addresses = self._links.ready["addresses"]
+        workers = self._workers[: len(turns)]
+        await asyncio.gather(
+            *(
+                worker.ask({"policy": policy, "scripts": str(path), "address": address})
+                for worker, address in zip(workers, addresses, strict=False)
+            )
+        )
+        began = monotonic() + _LEAD_SECONDS
+        replies = await asyncio.gather(
+            *(
+                worker.ask({"begin": began + turn.begin, "order": turn.order})
+                for worker, turn in zip(workers, turns, strict=True)
+            )
+        )
         return [
             [
                 TimedAnswer(first - began, tuple(time - began for time in shown))

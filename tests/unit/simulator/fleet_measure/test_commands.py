@@ -17,7 +17,7 @@ from shared.cli import build_app
 from simulator.fleet import validation
 from simulator.fleet.profiles import load_cloud, load_device
 from simulator.fleet.recordings import load_recording
-from simulator.fleet.validation import Pace, Row, Validation
+from simulator.fleet.validation_report import Pace, Round, Row, Validation
 from tests.cloud_harness import tiny_bundle
 from tests.fleet_harness import CLOUD, DEVICE
 
@@ -103,7 +103,7 @@ def test_a_validation_runs_both_sides(tmp_path: Path) -> None:
     done = run(
         "fleet-validate", "--edges", "1,2", "--policies", ",".join(policies), "--prompts", "2",
         "--max-tokens", "6", "--device", device_file(tmp_path), "--link", "wifi",
-        "--out", str(tmp_path / "out"), *FLOAT32,
+        "--rounds", "2", "--out", str(tmp_path / "out"), *FLOAT32,
     )  # fmt: skip
     record = json.loads((tmp_path / "out" / "validation.json").read_text())
     rows = record["rows"]
@@ -111,9 +111,12 @@ def test_a_validation_runs_both_sides(tmp_path: Path) -> None:
     for row in rows:
         assert row["answers"] == 2 * row["edges"]
         # the machine that tests is busy: that both tell of the same thing is all that is asked
-        assert 0.2 < row["simulated"]["mean"] / row["real"]["mean"] < 3.0
+        assert len(row["rounds"]) == 2
+        for once in row["rounds"]:
+            assert 0.2 < once["simulated"]["mean"] / once["real"]["mean"] < 3.0
+            assert once["late"] >= 0.0
     blocking = next(r for r in rows if r["policy"] == "blocking@0.3")
-    assert blocking["real"]["mean"] > 0.02
+    assert blocking["rounds"][0]["real"]["mean"] > 0.02
     assert record["device"]["name"] == "slow"
     assert "blocking@0.3" in done.stdout
     assert (tmp_path / "out" / "validation.md").read_text().startswith("|")
@@ -125,7 +128,7 @@ def test_a_validation_runs_both_sides(tmp_path: Path) -> None:
 def test_a_validation_that_misses_its_goal_fails_a_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, p95: float, check: bool, code: int
 ) -> None:
-    row = Row("blocking@0.3", 1, 2, Pace(0.1, 0.2, 0.5), Pace(0.1, p95, 0.5))
+    row = Row("blocking@0.3", 1, 2, (Round(Pace(0.1, 0.2, 0.5), Pace(0.1, p95, 0.5)),))
 
     async def found(*_: object) -> Validation:
         return Validation((row,), DEVICE, CLOUD)

@@ -12,8 +12,9 @@ from edge.context_source import ContextCodec
 from edge.generation import Mode
 from edge.generation_options import GenerationOptions
 from edge.generation_result import GenerationResult
+from shared.clock import monotonic
 from shared.errors import ConfigurationError
-from simulator.fleet.validation_edge import answer_all, load_scripts, options_of, save_scripts
+from simulator.fleet.validation_edge import ConnectedEdge, load_scripts, options_of, save_scripts
 from simulator.fleet.validation_real import scripts_of, turns_of
 from simulator.fleet.validation_replay import ReplayedEdge, ReplayedModel, Script, instant_device
 from tests.cloud_harness import serving, tiny_bundle
@@ -162,14 +163,18 @@ async def test_an_edge_answers_in_turn_and_tells_when(tmp_path: Any) -> None:
     assert read[0].hidden is None
     assert read[1].hidden is not None
     assert [s.answer_ids for s in read] == [s.answer_ids for s in made]
-    model = model_of(read[0], 0.5, [])
+    device = instant_device(2)
     async with serving() as server:
-        edge = ReplayedEdge(tiny_bundle(), model, server.address)
-        try:
-            found = await answer_all(edge, model, options_of("cloud-only"), read, begin=0.0)
-        finally:
-            edge.close()
-    assert [len(answer.shown) for answer in found] == [len(s.answer_ids) for s in read]
+        request = {
+            "policy": "cloud-only",
+            "scripts": str(tmp_path / "s.npz"),
+            "address": server.address,
+        }
+        async with ConnectedEdge(tiny_bundle(), device, request) as edge:
+            begin = monotonic() + 0.2
+            found = await edge.answer_all([1, 0], begin)
+    assert begin <= found[0].began
+    assert [len(answer.shown) for answer in found] == [len(read[i].answer_ids) for i in (1, 0)]
     times = [time for answer in found for time in (answer.began, *answer.shown)]
     assert times == sorted(times)
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from simulator.fleet.profiles import CloudProfile, PassModel, Power
 from simulator.fleet.recordings import ModelFacts, RecordedAnswer, Recording
-from simulator.fleet.validation import Pace, Row, Validation, markdown_table, pace_of, slowed
+from simulator.fleet.validation import slowed
 from simulator.fleet.validation_real import turns_of
 from simulator.fleet.validation_replay import instant_device
+from simulator.fleet.validation_report import (
+    Pace,
+    Round,
+    Row,
+    Validation,
+    markdown_table,
+    pace_of,
+)
 from simulator.fleet.validation_simulated import simulate
 from simulator.link_presets import preset
 
@@ -52,7 +62,7 @@ def test_a_pace_is_of_tokens_and_its_percentile_of_answers() -> None:
 
 
 def row(mean: float, p95: float) -> Row:
-    return Row("blocking@0.8", 4, 24, Pace(0.1, 0.2, 0.5), Pace(mean, p95, 0.5))
+    return Row("blocking@0.8", 4, 24, (Round(Pace(0.1, 0.2, 0.5), Pace(mean, p95, 0.5)),))
 
 
 def test_a_slower_machine_is_the_same_cloud_with_longer_passes() -> None:
@@ -79,6 +89,21 @@ def test_the_table_tells_the_errors() -> None:
     assert "+5.0%" in table
     assert "-5.0%" in table
     assert "100.0" in table
+
+
+def test_a_comparison_is_the_median_of_its_rounds() -> None:
+    found = row(0.1, 0.2)
+    real = Pace(0.1, 0.2, 0.5)
+    worse = Round(real, Pace(0.2, 0.1, 0.5), 1.5)
+    slower = Round(Pace(0.2, 0.4, 0.5), Pace(0.21, 0.38, 0.5), 2.0)
+    several = replace(found, rounds=(*found.rounds, worse, slower))
+    assert several.errors == pytest.approx((0.05, -0.05))
+    assert several.median(lambda one: one.slowdown) == 1.5
+    assert several.within
+    assert not replace(found, rounds=(*several.rounds, worse, worse)).within
+    table = markdown_table([several])
+    assert "+5.0% (+0.0% to +100.0%)" in table
+    assert "-5.0% (-50.0% to +0.0%)" in table
 
 
 def test_an_answer_whose_every_token_is_accepted_takes_the_device_alone() -> None:
