@@ -135,6 +135,11 @@ class _Stream:
             raise _EdgeLeftError("the connection is gone") from None
         self._writing = None
 
+    def give_up(self) -> None:
+        """Wait no longer for the edge to take what was written."""
+        if self._writing is not None:
+            self._writing.cancel()
+
     def end(self, error: TandemError) -> None:
         """Make the stream end with ``error``."""
         if not self._end.done():
@@ -241,6 +246,8 @@ class CollaborationService:
             if failure is not error:
                 _LOG.error("a stream could not be opened", exc_info=error)
             await stream.fail(failure)
+        finally:
+            stream.give_up()
 
     async def _serve(self, stream: _Stream) -> None:
         context = stream.context

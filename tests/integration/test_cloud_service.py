@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from cloud import collaboration_service
 from cloud.auth import add_token
 from cloud.collaboration_service import SERVICE_NAME
 from cloud.fair_queue import CATCH_UP_FROM
@@ -42,6 +43,7 @@ from tests.cloud_harness import (
     Edge,
     closed_gate,
     edge,
+    eventually,
     full_model,
     hidden_context,
     serving,
@@ -362,6 +364,7 @@ class SlowCall:
         self.writing, self.taken = asyncio.Event(), asyncio.Event()
         self.said: list[bytes] = []
         self.status: grpc.StatusCode | None = None
+        self.given_up = False
         self._opening = opening
 
     async def requests(self) -> AsyncIterator[bytes]:
@@ -377,7 +380,11 @@ class SlowCall:
     async def write(self, data: bytes) -> None:
         assert self.writing.is_set() == self.taken.is_set(), "two writes at a time"
         self.writing.set()
-        await self.taken.wait()
+        try:
+            await self.taken.wait()
+        except asyncio.CancelledError:
+            self.given_up = True
+            raise
         self.said.append(data)
 
     async def abort(self, code: grpc.StatusCode, _: str) -> None:
@@ -385,11 +392,16 @@ class SlowCall:
         raise grpc.aio.AbortError
 
 
-async def test_a_session_that_is_ended_within_a_write_still_says_why() -> None:
+def slow_call() -> SlowCall:
+    """It asks for a session."""
     opening = Open(
         PROTOCOL_VERSION, bytes(16), BUNDLE.manifest.fingerprint, GREEDY, ContextKind.TOKEN_IDS
     )
-    call = SlowCall(edge_message_to_proto(EdgeMessage(1, opening)).SerializeToString())
+    return SlowCall(edge_message_to_proto(EdgeMessage(1, opening)).SerializeToString())
+
+
+async def test_a_session_that_is_ended_within_a_write_still_says_why() -> None:
+    call = slow_call()
     async with serving() as server:
         session = asyncio.create_task(server.service.session(call.requests(), call))
         await call.writing.wait()
@@ -403,6 +415,21 @@ async def test_a_session_that_is_ended_within_a_write_still_says_why() -> None:
     assert isinstance(failure, ErrorReply)
     assert failure.code is ErrorCode.SHUTTING_DOWN
     assert call.status is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_write_that_nobody_takes_ends_with_its_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collaboration_service, "_LAST_WORDS_SECONDS", 0.05)
+    call = slow_call()
+    async with serving() as server:
+        session = asyncio.create_task(server.service.session(call.requests(), call))
+        await call.writing.wait()
+        await server.service.drain(0)
+        with pytest.raises(grpc.aio.AbortError):
+            await session
+        await eventually(lambda: call.given_up)
+    assert (call.said, call.status) == ([], grpc.StatusCode.UNAVAILABLE)
 
 
 async def test_port_file_holds_the_address_while_serving(tmp_path: Path) -> None:
