@@ -2,8 +2,9 @@
 
 For each policy the largest fleet is sought whose answers keep the target: larger fleets are tried
 until one does not, then the number of edges is bisected.  Each trial is a simulation as long as it
-takes for some hundreds of answers; all have the same seed.  Where edges can go on alone, a fleet
-counts as served only while next to none of its tokens are made so.
+takes for some hundreds of answers, and several times as long as an answer that keeps the target;
+all have the same seed.  Where edges can go on alone, a fleet counts as served only while next to
+none of its tokens are made so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.fleet.config import FleetConfig, parse_config
+from simulator.fleet.config import DAY_SECONDS, FleetConfig, Workload, parse_config
 from simulator.fleet.recordings import Recording
 from simulator.fleet.simulation import FleetRun, run_fleet
 from simulator.fleet.target import Target
@@ -30,10 +31,13 @@ DEFAULT_POLICIES = ("cloud-only", "auto-latency", "auto-cost", "auto-quality")
 MOST_ALONE = 0.01  # of all tokens
 _ANSWERS = 500  # that a trial is to see, about
 _LEAST_SECONDS = 90.0
+_MOST_SECONDS = 10 * DAY_SECONDS
 _FIRST = 4  # edges
 _NEAR = 0.6  # of what the cloud's use by a small fleet suggests, to try next
-_WARM_UP = 0.3  # of a trial
+_WARM_UP = 0.3  # of a trial, and at least as long as an answer that keeps the target
+_LONGEST = 3.0  # of such answers one behind the other, what counts of a trial at least
 _CLOSE_ENOUGH = 0.03
+_USUAL_TOKEN_SECONDS = 0.2
 
 Tell = Callable[[str], None]
 
@@ -60,16 +64,28 @@ class Scenario:
     def config(self, policy: str, count: int) -> FleetConfig:
         """A trial with so many edges."""
         seconds = max(_LEAST_SECONDS, _ANSWERS * self.think_seconds / count)
+        seconds = min(_MOST_SECONDS, seconds)
+        answer = min(_MOST_SECONDS / 2, self._longest_answer())
+        warm_up = max(_WARM_UP * seconds, answer)
+        counted = max((1.0 - _WARM_UP) * seconds, _LONGEST * answer)
         fields: dict[str, Any] = {
             "name": f"{count} edges, {policy}",
-            "duration_s": seconds,
-            "warmup_s": _WARM_UP * seconds,
+            "duration_s": warm_up + counted,
+            "warmup_s": warm_up,
             "seed": self.seed,
             "workload": self.workload,
             "cloud": self.cloud,
             "edges": [{"count": count} | self.edges | POLICIES[policy]],
         }
         return parse_config(fields, "capacity")
+
+    def _longest_answer(self) -> float:
+        """Seconds of an answer that just keeps the target; not known where only its first token
+        has to."""
+        seconds, most = self.target.seconds, Workload.model_validate(self.workload).max_tokens
+        return {"answer": seconds, "time per token": most * seconds}.get(
+            self.target.quantity, most * _USUAL_TOKEN_SECONDS + seconds
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def _keeps_up(run: FleetRun) -> bool:
 
 def _use(run: FleetRun) -> float:
     """Of the busiest replica's time."""
-    return max(replica.busy_seconds for replica in run.replicas) / run.config.duration_s
+    return max(replica.busy_seconds for replica in run.replicas) / run.config.counted_seconds
 
 
 def _capacity(
@@ -154,8 +170,7 @@ def _capacity(
     group = run.groups[0]
     log = group.log
     tokens = sum(log.tokens)
-    seconds = run.config.duration_s - run.config.warmup_s
-    per_second = tokens / seconds
+    per_second = tokens / run.config.counted_seconds
     price = run.cloud.price_per_hour * len(run.replicas) / 3600.0
     busy = sum(replica.busy_seconds for replica in run.replicas)
     return Capacity(
@@ -165,7 +180,7 @@ def _capacity(
         limited=limited,
         measured_seconds=scenario.target.measure(group),
         tokens_per_second=per_second,
-        utilisation=busy / run.config.duration_s / len(run.replicas),
+        utilisation=busy / run.config.counted_seconds / len(run.replicas),
         dollars_per_million_tokens=price / per_second * 1e6 if edges and per_second else None,
         agreement=1.0 - sum(log.wrong) / tokens if tokens else None,
         bytes_up_per_token=sum(log.bytes_up) / tokens if tokens else None,

@@ -160,7 +160,7 @@ class FleetConfig(_Table):
 
     Attributes:
         duration_s: simulated seconds.
-        warmup_s: answers that begin earlier do not count.
+        warmup_s: what ends earlier does not count.
         seed: of all chance; the command line may name another.
     """
 
@@ -171,6 +171,11 @@ class FleetConfig(_Table):
     workload: Workload = Workload()
     cloud: CloudTable
     edges: Annotated[tuple[EdgesTable, ...], Field(min_length=1, max_length=1000)]
+
+    @property
+    def counted_seconds(self) -> float:
+        """What is behind the warm-up."""
+        return self.duration_s - self.warmup_s
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:

@@ -185,26 +185,28 @@ def needs_to_ask(edge: SimulatedEdge, index: int, frontier: float) -> bool:
     return False
 
 
-def take_back(edge: SimulatedEdge, at: float) -> float:
-    """Undo what was worked out beyond ``at``; when the edge begins anew: at the end of the
-    token under way."""
+def take_back(edge: SimulatedEdge, at: float) -> tuple[float, int]:
+    """Undo what was worked out beyond ``at``; when the edge begins anew, at the end of the
+    token under way, and how many of the answer's tokens there were by then."""
     if at >= edge.frontier:
-        return at
+        return at, edge.position
     stretches = [(a.start, a.begin, a.index + 1, a.frontier) for a in edge.outstanding]
     if edge.tail is not None:
         stretches.append((*edge.tail, edge.track.length, edge.frontier))
-    restart, done = at, edge.track.done
-    for start, begin, stop, frontier in stretches:
+    restart, done, begun = at, edge.track.done, edge.position
+    for start, begin, stop, frontier in reversed(stretches):
         if start >= at:
             edge.work -= frontier - start
+            begun = begin
         elif frontier > at:
-            token = bisect_left(done, at - start + done[begin], begin, stop)
-            restart = max(at, start + done[token] - done[begin])
+            begun = bisect_left(done, at - start + done[begin], begin, stop)
+            restart = max(at, start + done[begun] - done[begin])
             edge.work -= frontier - restart
+            break
     unsent = [a for a in edge.outstanding if a.at > at]
     if unsent:
         edge.lines.unsend(unsent[0])
         for question in unsent:
             edge.questions -= 1
             edge.bytes_up -= question.size + edge.group.sizes.question
-    return restart
+    return restart, begun

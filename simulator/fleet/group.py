@@ -59,7 +59,7 @@ class Group:
 
     Attributes:
         think: seconds from the end of an answer, at the second named, to the next question.
-        horizon: answers that end later do not count.
+        horizon: answers that end later do not count, nor those that end before the warm-up has.
         message: seconds that the edge takes over a message.
         reading: seconds from a token's hidden state to the question behind it, reading the exits.
         first_context: seconds from the start of a token to its hidden state.
@@ -136,6 +136,6 @@ class Group:
         """An answer ended at ``at``; the next question comes when the user has thought."""
         if at > self.horizon:
             return
-        if edge.asked_at >= self._warmup:
+        if at >= self._warmup:
             self.log.add(edge, at)
         self.env.call_at(at + self._think(at, self._random), edge.ask)

@@ -49,6 +49,7 @@ class Replica:
         self._loop_free = 0.0  # when the event loop has handled all
         self._late = 0  # messages that make the pass under way longer
         self.ends_at = 0.0
+        self._counted_from = 0.0
         self.busy_seconds = 0.0
         self.passes = self.rows = self.sessions = 0
         self.waits = array("d")
@@ -64,6 +65,13 @@ class Replica:
         self._half = max(1, profile.max_rows // 2)
         self._steady: _Steady | None = None
         self._steadies = count()
+
+    def count_from_now(self, _value: object = None) -> None:
+        """Begin anew to count: a warm-up is over.  Of the pass under way only the rest is busy."""
+        self._counted_from = self.env.now
+        self.busy_seconds = 0.0
+        self.passes = self.rows = self.sessions = 0
+        del self.waits[:]
 
     def push(self, session: CloudSide) -> None:
         """Work of ``session`` waits for a pass."""
@@ -197,7 +205,8 @@ class Replica:
         self.passes += 1
         self.rows += rows
         self.sessions += len(batch)
-        self.busy_seconds += seconds
+        counted = self.env.now - self._counted_from
+        self.busy_seconds += seconds if seconds < counted else counted
         self._hand_over(batch)
 
     def _hand_over(self, batch: list[CloudSide]) -> None:
@@ -236,7 +245,7 @@ class Replica:
         self.passes += passes
         self.rows += passes * len(batch)
         self.sessions += passes * len(batch)
-        self.busy_seconds += steady.ends_at(passes) - steady.since
+        self.busy_seconds += steady.ends_at(passes) - max(steady.since, self._counted_from)
         queued_at = self.env.now - steady.seconds - (passes - 1) * steady.growth - steady.late
         for session in batch:
             session.go_through(passes - 1, queued_at)

@@ -216,14 +216,14 @@ class SimulatedEdge:
 
     def _correct(self, asked: Question, at: float) -> None:
         """Go back to the cloud's token; what was drafted beyond is for nothing."""
-        restart = take_back(self, at)
+        index, track, group = asked.index, self.track, self.group
+        restart, begun = take_back(self, at)
         self.corrections += 1
         self.epoch += 1
         self.streaming = False
         self.outstanding.clear()
         self.tail = None
-        index, track, group = asked.index, self.track, self.group
-        self.discarded += self.position - index - 1
+        self.discarded += begun - index - 1
         self.position = index + 1
         self.wrong = asked.wrong
         self.cut = max(asked.cut, track.prompt + index + 1)

@@ -88,6 +88,9 @@ def run_fleet(
             number += 1
             group.begin(edge)
         groups.append(group)
+    if config.warmup_s:
+        for replica in replicas:
+            env.call_at(config.warmup_s, replica.count_from_now)
     with _no_collection():
         _run(env, config.duration_s, progress)
     return FleetRun(config, seed, recording, cloud, tuple(groups), replicas)

@@ -25,20 +25,20 @@ ASSUMPTIONS = (
     "A simulated answer is a recorded one. Where an edge accepts a token that is not the full "
     "model's, the real text would go on otherwise; the simulated one goes on as recorded.",
     "Time per token is an answer's time, from the question to the last token, over its tokens; "
-    "percentiles are over answers. An answer that had not ended when the simulation did is left "
-    "out.",
+    "percentiles are over answers, those that ended after the warm-up and before the simulation "
+    "did.",
     "Energy of an edge is what its answers take beyond idling: (active - idle) watts times the "
     "seconds in which it computes. The radio is left out. Energy of the cloud is all that its "
     "replicas draw, idle or not.",
-    "Cost is the price of the replicas for the simulated time, used or not, over the tokens of all "
-    "answers that ended; the edges' electricity is left out.",
+    "Cost is the price of the replicas for the time behind the warm-up, used or not, over the "
+    "tokens of the answers that ended in it; the edges' electricity is left out.",
     "One tenant: the batcher serves in order of arrival.",
 )
 
 
 def summarise(run: FleetRun) -> dict[str, Any]:
     """Everything that is reported of ``run``; seconds, bytes, joules and US dollars."""
-    hours = run.config.duration_s / 3600.0
+    hours = run.config.counted_seconds / 3600.0
     price = run.cloud.price_per_hour * len(run.replicas) * hours
     groups = [_group(group, run) for group in run.groups]
     tokens = sum(sum(group.log.tokens) for group in run.groups)
@@ -49,10 +49,11 @@ def summarise(run: FleetRun) -> dict[str, Any]:
             "name": run.config.name,
             "seed": run.seed,
             "simulated_seconds": run.config.duration_s,
+            "counted_seconds": run.config.counted_seconds,
             "edges": sum(table.count for table in run.config.edges),
             "answers": sum(len(group.log.tokens) for group in run.groups),
             "tokens": tokens,
-            "tokens_per_second": tokens / run.config.duration_s,
+            "tokens_per_second": tokens / run.config.counted_seconds,
             "all": _latencies(run.groups),
             "groups": groups,
             "cloud": cloud,
@@ -76,12 +77,6 @@ def summarise(run: FleetRun) -> dict[str, Any]:
 def to_json(summary: dict[str, Any]) -> str:
     """As a file holds it."""
     return json.dumps(summary, indent=2, sort_keys=False) + "\n"
-
-
-def percentile_token_seconds(run: FleetRun, percentile: float) -> float | None:
-    """Of all answers' time per token; ``None`` without answers."""
-    each = np.concatenate([_token_seconds(group) for group in run.groups])
-    return float(np.percentile(each, percentile)) if len(each) else None
 
 
 def _token_seconds(group: Group) -> npt.NDArray[np.float64]:
@@ -149,7 +144,7 @@ def _per_token(group: Group, tokens: int) -> dict[str, float] | None:
 
 
 def _cloud(run: FleetRun) -> dict[str, Any]:
-    replicas, duration = run.replicas, run.config.duration_s
+    replicas, duration = run.replicas, run.config.counted_seconds
     passes = sum(replica.passes for replica in replicas)
     use = [replica.busy_seconds / duration for replica in replicas]
     waits = np.concatenate([np.array(replica.waits, np.float64) for replica in replicas])
@@ -171,7 +166,7 @@ def _extra_watts(group: Group) -> float:
 
 
 def _energy(run: FleetRun, tokens: int) -> dict[str, Any]:
-    power, duration = run.cloud.power, run.config.duration_s
+    power, duration = run.cloud.power, run.config.counted_seconds
     busy = sum(replica.busy_seconds for replica in run.replicas)
     cloud = len(run.replicas) * duration * power.idle_watts
     cloud += busy * (power.active_watts - power.idle_watts)

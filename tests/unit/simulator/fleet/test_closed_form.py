@@ -14,6 +14,7 @@ from edge.plan import Plan
 from shared.model_bundle import OperatingPoint
 from simulator.fleet.recordings import RecordedAnswer, Recording
 from simulator.fleet.simulation import FleetRun, run_fleet
+from simulator.fleet.summary import summarise
 from tests.cost_harness import OnePlanModel
 from tests.fleet_harness import CLOUD, DEVICE, invented_recording, make_config
 
@@ -185,3 +186,55 @@ def test_blocking_is_what_the_cost_model_predicts(tmp_path: Path, rtt_ms: float)
     )
     predicted = model.seconds(Plan(0.8, 0, codec=ContextCodec.FP16))
     assert only(log.seconds) / length == pytest.approx(predicted, rel=0.05)
+
+
+def test_drafts_in_vain_are_those_that_were_begun(tmp_path: Path) -> None:
+    """What was worked out ahead, and never came to be, is neither work nor discarded."""
+    sure = [True, True, False] + [True] * 30
+    confidences = np.array([[0.9, 0.95] if s else [0.1, 0.79] for s in sure], np.float32)
+    agrees = np.array([[index != 2] * 2 for index in range(len(sure))])
+    made = Recording(invented_recording().model, (RecordedAnswer(PROMPT, confidences, agrees),))
+    own = PROMPT * DEVICE.prefill_seconds + sum(draft_seconds(sure))
+    each = DEVICE.step_seconds + DEVICE.segment_seconds[0] + DEVICE.exit_seconds[0]
+    waits = {}
+    for rtt in (0.0, 20.0, 60.0):
+        group = run(tmp_path, made, policy="optimistic", window=20, rtt_ms=rtt).groups[0]
+        log = group.log
+        assert only(log.corrections) == 1
+        discarded = waits[rtt] = only(log.discarded)
+        assert only(log.work_seconds) == pytest.approx(own + discarded * each)
+    assert 1 <= waits[0.0] < waits[20.0] < waits[60.0] < 30
+
+
+@pytest.mark.parametrize("policy", ["cloud-only", "blocking"])
+def test_a_warm_up_changes_no_rate(tmp_path: Path, policy: str) -> None:
+    """Tokens, use, cost and energy are all of the time behind it."""
+    group = {"link": "loopback", "policy": policy, "count": 3, "rtt_ms": 600.0}
+    found = []
+    for warmup in (0.0, 2000.0):
+        config = make_config(
+            tmp_path, [group], duration_s=4000.0, warmup_s=warmup, workload={"think_s": 5.0}
+        )
+        found.append(summarise(run_fleet(config, recording=recording(SURE, RIGHT))))
+    whole, behind = found
+    assert behind["counted_seconds"] == 2000.0
+    assert behind["tokens"] == pytest.approx(whole["tokens"] / 2, rel=0.1)
+    assert behind["tokens_per_second"] == pytest.approx(whole["tokens_per_second"], rel=0.1)
+    for part, name in (
+        ("cost", "dollars_per_million_tokens"),
+        ("energy", "joules_per_token"),
+    ):
+        assert behind[part][name] == pytest.approx(whole[part][name], rel=0.1)
+    cloud = behind["cloud"]
+    assert cloud["utilisation"]["mean"] == pytest.approx(
+        whole["cloud"]["utilisation"]["mean"], rel=0.1
+    )
+    assert cloud["passes"] == pytest.approx(whole["cloud"]["passes"] / 2, rel=0.1)
+    assert behind["cost"]["dollars"] == pytest.approx(
+        CLOUD.price_per_hour * 2000.0 / 3600.0, rel=1e-4
+    )
+    power = CLOUD.power
+    use = cloud["utilisation"]["mean"]
+    assert behind["energy"]["cloud_joules"] == pytest.approx(
+        2000.0 * (power.idle_watts + use * (power.active_watts - power.idle_watts)), rel=1e-4
+    )
