@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from shared.errors import ConfigurationError
+from simulator import link_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -35,6 +36,8 @@ Examples:
     tandem simulate capacity --cloud epyc-2core --device laptop --link wifi --target "p95 time per token <= 80 ms" --out runs/plan
 
     tandem simulate capacity --cloud epyc-2core --device phone --link 4g --rtts 20,70,150 --policies cloud-only,auto-latency
+
+    tandem simulate capacity --cloud gpu --device pi5 --link dsl --rtt 80 --up 5 --down 20
 """  # noqa: E501
 _EXAMPLE = "home.toml"
 
@@ -91,7 +94,7 @@ def fleet(
     if as_json:
         print(to_json(summary), end="")
         return
-    console = Console(highlight=False, emoji=False)
+    console = _console()
     console.print(fleet_table(summary))
     console.print(fleet_line(summary), soft_wrap=True)
     for path in written:
@@ -109,6 +112,9 @@ def capacity(
         str,
         typer.Option("--link", metavar="NAME", help="Preset of `tandem simulate link --list`."),
     ] = "4g",
+    rtt: link_options.Rtt = None,
+    up: link_options.Up = None,
+    down: link_options.Down = None,
     target: Annotated[
         str, typer.Option("--target", help="Of mean or p1 to p99, time per token, first token "
                           "or answer.")
@@ -150,21 +156,27 @@ def capacity(
     from simulator.fleet.capacity import POLICIES, Scenario, capacities  # noqa: PLC0415
     from simulator.fleet.outputs import (  # noqa: PLC0415
         capacity_json,
+        capacity_line,
         capacity_table,
         write_capacities,
     )
     from simulator.fleet.recordings import load_recording  # noqa: PLC0415
     from simulator.fleet.target import parse_target  # noqa: PLC0415
 
-    names = [name.strip() for name in policies.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in policies.split(",") if name.strip()))
+    if not names:
+        raise ConfigurationError(f"--policies names no policy: there are {', '.join(POLICIES)}")
     unknown = next((name for name in names if name not in POLICIES), None)
-    if unknown is not None or not names:
+    if unknown is not None:
         raise ConfigurationError(f"no policy {unknown!r}: there are {', '.join(POLICIES)}")
+    changes = {"rtt_ms": rtt, "up_mbit": up, "down_mbit": down}
+    edges: dict[str, Any] = {"device": device, "link": link}
+    edges |= {key: value for key, value in changes.items() if value is not None}
     cloud_table: dict[str, Any] = {"profile": cloud, "replicas": replicas}
     if price is not None:
         cloud_table["price_per_hour"] = price
     scenario = Scenario(
-        {"device": device, "link": link},
+        edges,
         cloud_table,
         {"think_s": think},
         parse_target(target),
@@ -172,23 +184,30 @@ def capacity(
         most,
     )
     scenario.config(names[0], 1)  # says at once what is wrong
+    recorded = load_recording(recording)
     _make(out)
     with _progress(spinner=True) as (progress, task):
         found = capacities(
             scenario,
             names,
             _numbers(rtts),
-            load_recording(recording),
+            recorded,
             lambda text: progress.update(task, description=text),
         )
-    written = [] if out is None else write_capacities(found, scenario, out)
+    written = [] if out is None else write_capacities(found, scenario, recorded, out)
     if as_json:
-        print(capacity_json(found, scenario), end="")
+        print(capacity_json(found, scenario, recorded), end="")
         return
-    console = Console(highlight=False, emoji=False)
+    console = _console()
     console.print(capacity_table(found, scenario))
+    console.print(capacity_line(scenario, recorded), soft_wrap=True)
     for path in written:
         console.print(f"wrote {path}", soft_wrap=True)
+
+
+def _console() -> Console:
+    """For names and paths that users chose: printed as they are."""
+    return Console(highlight=False, emoji=False, markup=False)
 
 
 def _make(folder: Path | None) -> None:
@@ -215,8 +234,16 @@ def _numbers(text: str | None) -> list[float]:
 
 @contextmanager
 def _progress(*, spinner: bool = False) -> Iterator[tuple[Progress, TaskID]]:
-    from rich.progress import Progress  # noqa: PLC0415
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    what = TextColumn("{task.description}", style="progress.description", markup=False)
+    columns = what, BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    console, hidden = Console(stderr=True), not sys.stderr.isatty()
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         yield progress, progress.add_task("simulating", total=None if spinner else 1.0)

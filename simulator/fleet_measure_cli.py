@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from edge import options as opt
 from shared.errors import ConfigurationError
+from simulator import link_options
 
 T = TypeVar("T")
 _DEVICE = "slow"
@@ -205,15 +206,9 @@ def fleet_validate(
             "--link", metavar="NAME", help="Of each edge: see tandem simulate link --list."
         ),
     ] = "4g",
-    rtt: Annotated[
-        float | None, typer.Option("--rtt", metavar="MS", help="Round trip, in place of its own.")
-    ] = None,
-    up: Annotated[
-        float | None, typer.Option("--up", metavar="MBIT", help="Rate to the cloud, Mbit/s.")
-    ] = None,
-    down: Annotated[
-        float | None, typer.Option("--down", metavar="MBIT", help="Rate back, Mbit/s.")
-    ] = None,
+    rtt: link_options.Rtt = None,
+    up: link_options.Up = None,
+    down: link_options.Down = None,
     device: Annotated[
         str,
         typer.Option("--device", metavar="NAME|FILE", help="What the edges are like: a profile."),

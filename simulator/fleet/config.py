@@ -102,12 +102,12 @@ class EdgesTable(_Table):
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
         own = self.model_fields_set
-        auto = {"aim", "target_agreement", "private", "cloud_token_price"} & own
-        fixed = {"threshold", "window", "burst", "lookahead"} & own
-        if self.policy is PolicyName.AUTO and fixed:
-            raise ValueError(f"{min(fixed)} is chosen by the policy auto: drop it")
-        if self.policy is not PolicyName.AUTO and auto:
-            raise ValueError(f"{min(auto)} is for the policy auto: drop it")
+        idle = sorted((_OF_POLICIES - _READ_BY[self.policy]) & own)
+        if idle:
+            raise ValueError(f"the policy {self.policy.value} does not read {idle[0]}: drop it")
+        for way in ("up", "down"):
+            if {f"trace_{way}", f"{way}_mbit"} <= own:
+                raise ValueError(f"trace_{way} is a rate, and so is {way}_mbit: drop one")
         self.make_policy()
         return self
 
@@ -153,6 +153,20 @@ class EdgesTable(_Table):
         """The group's name in reports."""
         device = Path(self.device).stem
         return self.name or f"{device}, {self.link}, {self.make_policy().label}"
+
+
+_DRAFTING = frozenset({"threshold", "window", "burst", "lookahead", "codec"})
+_READ_BY = {
+    PolicyName.AUTO: frozenset(
+        {"aim", "target_agreement", "private", "cloud_token_price", "codec"}
+    ),
+    PolicyName.CLOUD_ONLY: frozenset[str](),
+    PolicyName.STANDALONE: frozenset({"threshold"}),
+    PolicyName.BLOCKING: _DRAFTING - {"window"},
+    PolicyName.OPTIMISTIC: _DRAFTING,
+    PolicyName.VERIFIED: _DRAFTING,
+}
+_OF_POLICIES = frozenset[str]().union(*_READ_BY.values())
 
 
 class FleetConfig(_Table):

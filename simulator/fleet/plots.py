@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from simulator.fleet.capacity import Capacity
 from simulator.fleet.simulation import FleetRun
 
 _DPI = 130
+_TITLE_WIDTH = 68  # characters of it that fit the narrowest figure
 _COLOURS = {
     "cloud-only": "#555555",
     "auto-latency": "#1f77b4",
@@ -27,16 +30,18 @@ def draw_fleet(run: FleetRun, folder: Path) -> list[str]:
     """Write the figures of one run; their names."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    names: list[str] = []
     for group in run.groups:
         log = group.log
         if not log.tokens:
             continue
         each = np.sort(np.array(log.seconds) / np.array(log.tokens)) * 1e3
-        axes.plot(each, (np.arange(len(each)) + 1) / len(each), label=group.name)
+        axes.plot(each, (np.arange(len(each)) + 1) / len(each))
+        names.append(_literal(group.name))
     axes.set(xlabel="time per token, ms", ylabel="share of answers", xscale="log", ylim=(0, 1))
     axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend(fontsize=8)
+    if names:
+        axes.legend(axes.lines, names, fontsize=8)
     return [_save(figure, folder, "time-per-token.png")]
 
 
@@ -44,10 +49,21 @@ def draw_capacities(found: Sequence[Capacity], title: str, folder: Path) -> list
     """Write the figures of a capacity question; their names."""
     own = [c for c in found if c.rtt_ms == found[0].rtt_ms]
     names = [
-        _bars(own, [float(c.edges) for c in own], "edges per cloud", title, folder, "edges.png"),
         _bars(
             own,
-            [c.dollars_per_million_tokens or 0.0 for c in own],
+            {c.policy: (float(c.edges), _edges(c)) for c in own if c.edges},
+            "edges per cloud",
+            title,
+            folder,
+            "edges.png",
+        ),
+        _bars(
+            own,
+            {
+                c.policy: (dollars, f"{dollars:,.2f}")
+                for c in own
+                if (dollars := c.dollars_per_million_tokens) is not None
+            },
             "US dollars per million tokens",
             title,
             folder,
@@ -61,19 +77,24 @@ def draw_capacities(found: Sequence[Capacity], title: str, folder: Path) -> list
 
 def _bars(
     found: Sequence[Capacity],
-    heights: Sequence[float],
+    bars: dict[str, tuple[float, str]],
     label: str,
     title: str,
     folder: Path,
     name: str,
 ) -> str:
+    """A bar, and what is written on it, for each policy that has one."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     policies = [c.policy for c in found]
-    bars = axes.bar(policies, heights, color=[_COLOURS.get(p, "#999999") for p in policies])
-    axes.bar_label(bars, labels=[f"{height:,.3g}" for height in heights], fontsize=8)
-    axes.set(ylabel=label)
-    axes.set_title(title, fontsize=9)
+    for place, policy in enumerate(policies):
+        height, text = bars.get(policy, (0.0, "none"))
+        if policy in bars:
+            axes.bar(place, height, color=_COLOURS.get(policy, "#999999"))
+        _write(axes, text, (place, height))
+    axes.set_xticks(range(len(policies)), policies)
+    axes.set(ylabel=label, xlim=(-0.6, len(policies) - 0.4), ylim=(0, None))
+    _title(figure, title)
     return _save(figure, folder, name)
 
 
@@ -89,11 +110,34 @@ def _against_round_trip(found: Sequence[Capacity], title: str, folder: Path) -> 
             label=policy,
             color=_COLOURS.get(policy, "#999999"),
         )
+    for c in found:
+        if c.limited:
+            _write(axes, _edges(c), (c.rtt_ms, c.edges))
     axes.set(xlabel="round trip, ms", ylabel="edges per cloud", ylim=(0, None))
-    axes.set_title(title, fontsize=9)
+    _title(figure, title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _save(figure, folder, "edges-against-round-trip.png")
+
+
+def _edges(capacity: Capacity) -> str:
+    return f"{'> ' if capacity.limited else ''}{capacity.edges:,}"
+
+
+def _write(axes: Axes, text: str, at: tuple[float, float]) -> None:
+    """Just above a point."""
+    axes.annotate(
+        text, at, (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8
+    )
+
+
+def _title(figure: Figure, title: str) -> None:
+    figure.suptitle(_literal(textwrap.fill(title, _TITLE_WIDTH)), fontsize=9)
+
+
+def _literal(text: str) -> str:
+    """A name that users chose: a dollar begins no formula."""
+    return text.replace("$", r"\$")
 
 
 def _save(figure: Figure, folder: Path, name: str) -> str:

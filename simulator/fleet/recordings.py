@@ -14,6 +14,7 @@ Stored as ``.npz`` without pickle: ``prompt_tokens`` int32 ``[answers]``, ``leng
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,20 +163,34 @@ def load_recording(path: Path | None = None) -> Recording:
     if path is None:
         path = Path(str(files("simulator.fleet") / "data" / DEFAULT_RECORDING))
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ConfigurationError(f"{path} is no recording: it holds one array, not several")
+        with stored as arrays:
             return _parse({name: arrays[name] for name in arrays.files})
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
+    except (
+        ValueError, KeyError, EOFError, NotImplementedError, RuntimeError,
+        zipfile.BadZipFile, zlib.error, ValidationError,
+    ) as error:  # fmt: skip
         raise ConfigurationError(f"{path} is no recording: {error}") from None
 
 
 def _parse(arrays: dict[str, npt.NDArray[Any]]) -> Recording:
     model = ModelFacts.model_validate_json(arrays["model"].astype(np.uint8).tobytes())
-    confidences = arrays["confidences"].astype(np.float32)
-    agrees = arrays["agrees"].astype(np.bool_)
-    prompts, lengths = arrays["prompt_tokens"].tolist(), arrays["lengths"].tolist()
+    confidences, agrees = arrays["confidences"], arrays["agrees"]
+    if confidences.dtype != np.float32 or agrees.dtype != np.bool_:
+        raise ValueError("confidences are float32, and agrees true or false")
+    prompts, lengths = (_counts(name, arrays[name]) for name in ("prompt_tokens", "lengths"))
     return Recording(model, tuple(_answers(prompts, lengths, confidences, agrees)))
+
+
+def _counts(name: str, values: npt.NDArray[Any]) -> list[int]:
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise ValueError(f"{name} is no row of whole numbers")
+    counts: list[int] = values.tolist()
+    return counts
 
 
 def _answers(
@@ -183,6 +198,8 @@ def _answers(
 ) -> list[RecordedAnswer]:
     if confidences.ndim != 2 or confidences.shape != agrees.shape:
         raise ValueError("confidences and agrees differ in shape")
+    if not confidences.shape[1]:
+        raise ValueError("no exit was read")
     if min(lengths, default=0) < 1 or sum(lengths) != len(confidences):
         raise ValueError("the lengths do not add up to the positions")
     answers, at = [], 0

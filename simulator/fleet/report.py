@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from simulator.bench.markdown import table
@@ -30,11 +31,24 @@ _CLOUD = (
 )
 
 
+def digits(value: float, count: int = 3) -> str:
+    """So many digits of it, without an exponent."""
+    return f"{Decimal(f'{value:.{count}g}'):,f}"
+
+
 def milliseconds(seconds: float | None) -> str:
     """Three digits of it."""
-    return (
-        "-" if seconds is None else f"{seconds * 1e3:,.3g}" if seconds < 1 else f"{seconds:,.2f} s"
-    )
+    if seconds is None:
+        return "-"
+    return digits(seconds * 1e3) if seconds < 1 else f"{seconds:,.2f} s"
+
+
+def dollars(value: float | None) -> str:
+    """To the cent; less than a dollar with three digits, where they say more."""
+    if value is None:
+        return "-"
+    cents = f"{value:,.2f}"
+    return f"${cents if value >= 1 else max(cents, digits(value), key=len)}"
 
 
 def fleet_report(summary: dict[str, Any], plots: Sequence[str] = ()) -> str:
@@ -69,9 +83,9 @@ def fleet_report(summary: dict[str, Any], plots: Sequence[str] = ()) -> str:
             _CLOUD,
             [_cloud_row(cloud)],
         ),
-        f"Cost: {_dollars(cost['dollars'])} for {cost['replica_hours']:,.2f} replica hours at "
-        f"{_dollars(cost['price_per_replica_hour'])} ({cost['price_source']}), "
-        f"**{_dollars(per_million)} a million tokens**.",
+        f"Cost: {dollars(cost['dollars'])} for {cost['replica_hours']:,.2f} replica hours at "
+        f"{dollars(cost['price_per_replica_hour'])} an hour ({cost['price_source']}), "
+        f"**{dollars(per_million)} a million tokens**.",
         f"Energy: edges {energy['edge_joules']:,.0f} J beyond idling, cloud "
         f"{energy['cloud_joules']:,.0f} J, {_number(energy['joules_per_token'])} J a token "
         "together.",
@@ -130,8 +144,4 @@ def _cloud_row(cloud: dict[str, Any]) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.3g}"
-
-
-def _dollars(value: float | None) -> str:
-    return "-" if value is None else f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
+    return "-" if value is None else digits(value)

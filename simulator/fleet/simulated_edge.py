@@ -98,6 +98,7 @@ class SimulatedEdge:
         self.work = track.prefill_seconds + track.done[-1]
         self.position = track.length
         self.wrong = track.length - track.right
+        self.alone_tokens = track.length
         self.finish(begun + track.done[-1])
 
     def _take_in_prompt(self, now: float) -> None:

@@ -37,6 +37,12 @@ def test_examples_are_valid(path: Path) -> None:
         group.make_link()
 
 
+_VALUES: dict[str, Any] = {
+    "threshold": 0.7, "window": 8, "burst": 2, "lookahead": 1, "codec": "tokens", "aim": "cost",
+    "private": True, "target_agreement": 0.9, "cloud_token_price": 1.0,
+}  # fmt: skip
+
+
 def test_there_are_examples() -> None:
     assert {"home.toml", "policies.toml", "city.toml"} <= {path.name for path in EXAMPLES}
 
@@ -90,6 +96,20 @@ def test_what_is_wrong_is_named(
         ({"policy": "cloud-only", "private": True}, "private"),
         ({"policy": "optimistic", "burst": 4, "codec": "fp16"}, "burst"),
         ({"private": True, "codec": "tokens"}, "token ids"),
+        *(
+            ({"policy": policy, key: value}, f"{policy} does not read {key}")
+            for policy, keys in {
+                "cloud-only": ("threshold", "window", "burst", "lookahead", "codec", "aim"),
+                "standalone": ("window", "burst", "lookahead", "codec", "private"),
+                "blocking": ("window", "target_agreement"),
+                "verified": ("cloud_token_price",),
+                "auto": ("threshold", "window", "burst", "lookahead"),
+            }.items()
+            for key in keys
+            for value in [_VALUES[key]]
+        ),
+        ({"up_mbit": 5.0, "trace_up": "up.trace"}, "trace_up is a rate"),
+        ({"down_mbit": 5.0, "trace_down": "down.trace"}, "trace_down is a rate"),
     ],
 )
 def test_policies_that_do_not_hold_together(

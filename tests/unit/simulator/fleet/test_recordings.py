@@ -68,11 +68,49 @@ def test_arrays_that_do_not_fit_together(tmp_path: Path) -> None:
         ("agrees", arrays["agrees"][:-1]),
         ("confidences", arrays["confidences"] + 2),
         ("prompt_tokens", arrays["prompt_tokens"] * 0),
+        ("prompt_tokens", arrays["prompt_tokens"] + 0.5),
+        ("lengths", arrays["lengths"].astype(np.float64)),
+        ("lengths", np.array(arrays["lengths"].sum())),
+        ("lengths", arrays["lengths"][:, None]),
+        ("agrees", arrays["agrees"].astype(np.float32)),
+        ("confidences", arrays["confidences"] * np.float32("nan")),
         ("model", np.frombuffer(b"{}", np.uint8)),
     ):
         np.savez(path, **(arrays | {name: value}))
         with pytest.raises(ConfigurationError, match="record"):
             load_recording(path)
+
+
+def test_a_recording_without_exits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    save_recording(invented_recording(), path)
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    none = {name: arrays[name][:, :0] for name in ("confidences", "agrees")}
+    np.savez(path, **(arrays | none))
+    with pytest.raises(ConfigurationError, match="no exit"):
+        load_recording(path)
+
+
+def test_one_array_is_no_recording(tmp_path: Path) -> None:
+    np.save(tmp_path / "r.npy", np.zeros(3))
+    with pytest.raises(ConfigurationError, match="one array"):
+        load_recording(tmp_path / "r.npy")
+
+
+def test_a_damaged_byte_is_told_or_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "r.npz"
+    save_recording(invented_recording(), path)
+    whole, told = path.read_bytes(), 0
+    for at in range(0, len(whole), max(1, len(whole) // 400)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            load_recording(path)
+        except ConfigurationError:
+            told += 1
+    assert told > 100
 
 
 def test_an_empty_recording_is_refused() -> None:
