@@ -141,7 +141,10 @@ def capacity(
         Path | None, typer.Option("--recording", metavar="FILE", help="In place of the shipped.")
     ] = None,
     most: Annotated[
-        int, typer.Option("--most", min=1, help="Edges, beyond which nothing is tried.")
+        int,
+        typer.Option(
+            "--most", min=1, max=1_000_000, help="Edges, beyond which nothing is tried."
+        ),
     ] = 20_000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of all chance.")] = 0,
     out: Annotated[

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,7 +18,6 @@ from edge import options as opt
 from shared.errors import ConfigurationError
 from simulator import link_options
 
-T = TypeVar("T")
 _DEVICE = "slow"
 _MOST_EDGES = 64
 _PACKAGED_PROMPTS = Path(__file__).parent / "bench" / "prompts.jsonl"
@@ -255,7 +254,9 @@ def fleet_validate(
     for name in names:
         policy_of(name)
     delay = {} if rtt is None else {"delay_ms": rtt / 2}
-    ways = [delay | ({} if rate is None else {"rate_mbit": rate}) for rate in (up, down)]
+    ways = [
+        delay | ({} if rate is None else {"rate_mbit": rate, "trace": None}) for rate in (up, down)
+    ]
     spec = change_link(preset(link), up=ways[0], down=ways[1])
     profile = load_device(device)
     loaded = opt.load_bundle(bundle)
