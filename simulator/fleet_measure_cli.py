@@ -253,10 +253,10 @@ def fleet_validate(
         raise ConfigurationError("--policies names no policy")
     for name in names:
         policy_of(name)
-    delay = {} if rtt is None else {"delay_ms": rtt / 2}
-    ways = [
-        delay | ({} if rate is None else {"rate_mbit": rate, "trace": None}) for rate in (up, down)
-    ]
+    ways: list[dict[str, object]] = []
+    for rate in (up, down):
+        way: dict[str, object] = {} if rtt is None else {"delay_ms": rtt / 2}
+        ways.append(way if rate is None else way | {"rate_mbit": rate, "trace": None})
     spec = change_link(preset(link), up=ways[0], down=ways[1])
     profile = load_device(device)
     loaded = opt.load_bundle(bundle)
