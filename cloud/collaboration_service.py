@@ -133,7 +133,6 @@ class _Stream:
             raise _EdgeLeftError(f"no answer was read in {patience:g} s") from None
         except grpc.aio.BaseError:
             raise _EdgeLeftError("the connection is gone") from None
-        self._writing = None
 
     def give_up(self) -> None:
         """Wait no longer for the edge to take what was written."""
