@@ -35,11 +35,14 @@ def tandem(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @asynccontextmanager
 async def over_a_slow_link(**settings: Any) -> AsyncIterator[EdgeProcess]:
-    """A daemon whose answers take seconds, for every token comes from the cloud."""
+    """A daemon whose answers take seconds, for hardly a guess of its is right, and to hear so
+    takes 0.1 s."""
     async with (
         CloudServer(settings_for(tiny_bundle())) as cloud,
         BreakableLink(cloud.address, delay=lambda: 0.05) as link,
-        EdgeProcess(cloud=link.address, mode="cloud-only", **settings) as edge,
+        EdgeProcess(
+            cloud=link.address, mode="collaborative", threshold=1.0, private=True, **settings
+        ) as edge,
     ):
         yield edge
 
@@ -62,7 +65,7 @@ async def test_it_says_when_it_is_ready_answers_and_ends_with_a_signal() -> None
 
 async def test_an_answer_that_is_being_made_is_finished_after_a_signal() -> None:
     async with over_a_slow_link(drain_seconds=WAIT_SECONDS) as edge, edge.client() as client:
-        body = question(stream=True, max_tokens=20)
+        body = question(stream=True, max_tokens=40)
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             events = events_of(response)
             await anext(events)
